@@ -1,0 +1,44 @@
+"""Machine-learning papers as readable, typed NumPy, each with a hand-derived backward pass.
+
+Rooms (``refnorm.norms``, ``refnorm.softmax``, ...) load when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+ROOMS = ("attention", "models", "nn", "norms", "poincare", "quantizers", "softmax", "solvers")
+_TOOLS = ("catalogue", "claims", "conformance", "gradcheck", "tree")
+
+__all__ = ["ROOMS", "__version__", *ROOMS, *_TOOLS]
+
+if TYPE_CHECKING:
+    from refnorm import (
+        attention,
+        catalogue,
+        claims,
+        conformance,
+        gradcheck,
+        models,
+        nn,
+        norms,
+        poincare,
+        quantizers,
+        softmax,
+        solvers,
+        tree,
+    )
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ROOMS or name in _TOOLS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

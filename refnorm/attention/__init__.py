@@ -1,0 +1,3 @@
+"""Room attention."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Room models."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Room poincare."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Room quantizers."""
+
+__all__: list[str] = []

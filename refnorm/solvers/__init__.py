@@ -1,0 +1,3 @@
+"""Room solvers."""
+
+__all__: list[str] = []

@@ -1,0 +1,139 @@
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from refnorm.conformance import GoldenCase, Tolerance, format_table, load_cases, run, save_cases
+from refnorm.norms import layer_norm, layer_norm_vjp
+
+FULL = {"norms.layer_norm": layer_norm, "norms.layer_norm_vjp": layer_norm_vjp}
+
+
+def test_the_reference_passes_and_every_source_is_named():
+    outcomes = run(FULL)
+    assert all(outcome.passed for outcome in outcomes), format_table(outcomes)
+    assert all(outcome.source for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (lambda x, gain, bias, **o: layer_norm(x, gain, bias, **o) * (1 + 1e-6), ""),
+        (lambda x, gain, bias, **o: layer_norm(x, gain, bias, **o)[..., :1], "shape"),
+        (lambda x, gain, bias: x, "TypeError"),
+        (lambda x, gain, bias, **o: (x, x), "2 results for 1 expected"),
+        (lambda x, gain, bias, **o: layer_norm(x, gain, bias, **o) * np.nan, ""),
+    ],
+)
+def test_a_wrong_implementation_fails_and_says_why(function, problem):
+    outcomes = run({"norms.layer_norm": function})
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    assert failed
+    assert problem in failed[0].problem
+    assert f"FAILED {failed[0].name}" in format_table(outcomes)
+
+
+def test_nothing_to_test_is_an_error():
+    with pytest.raises(
+        ValueError, match="implementation: expected at least one function with golden vectors"
+    ):
+        run({"norms.unheard_of": layer_norm})
+
+
+def command(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "refnorm.conformance", *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_command_on_a_third_partys_module(tmp_path):
+    (tmp_path / "good.py").write_text("from refnorm.norms import layer_norm\n")
+    (tmp_path / "mapped.py").write_text(
+        "from refnorm.norms import layer_norm\n"
+        "CONFORMANCE = {'norms.layer_norm': lambda x, g, b, **o: layer_norm(x, g, b, **o) + 1}\n"
+    )
+    good = command("good", cwd=tmp_path)
+    assert good.returncode == 0, good.stderr
+    assert "0 failed" in good.stdout
+    bad = command("mapped", cwd=tmp_path)
+    assert bad.returncode == 1
+    assert "FAILED" in bad.stdout
+    missing = command("no_such_module", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert missing.stderr.strip() == "conformance: No module named 'no_such_module'"
+    unknown = command("good", "--method", "norms/none", cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert "--method: expected one of" in unknown.stderr
+
+
+def test_files_hold_every_kind_of_argument(tmp_path):
+    args = (np.arange(3.0), None, 2, "mean", 0.1, [np.float32(1.5), {"a": np.ones(2)}], (True, np.int8(3)))
+    case = GoldenCase(
+        "room.f", "all kinds", args, np.array([0.25, np.inf]), "by hand", Tolerance(1, "ulp"), {"axes": (-1,)}
+    )
+    save_cases("room/f", [case], tmp_path)
+    (loaded,) = load_cases("room/f", tmp_path)
+    assert loaded.options == {"axes": (-1,)}
+    assert loaded.args[1:5] == (None, 2, "mean", 0.1)
+    np.testing.assert_array_equal(loaded.args[5][1]["a"], np.ones(2))
+    assert loaded.args[5][0].dtype == np.float32
+    np.testing.assert_array_equal(loaded.expected, case.expected)
+    assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_records_come_back_with_their_fields(tmp_path):
+    from refnorm.gradcheck import GradientReport
+
+    save_cases(
+        "room/f", [GoldenCase("room.f", "r", (GradientReport(0.5, "x", 3),), np.ones(1), "by hand")], tmp_path
+    )
+    assert load_cases("room/f", tmp_path)[0].args[0] == SimpleNamespace(
+        worst_error=0.5, worst_argument="x", checks=3
+    )
+
+
+def test_unknown_schema_and_method_are_refused(tmp_path):
+    save_cases("room/f", [GoldenCase("room.f", "r", (1,), np.ones(1), "by hand")], tmp_path)
+    manifest = tmp_path / "room" / "f.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 99}))
+    with pytest.raises(ValueError, match=r"f\.json: expected schema 1, got 99"):
+        load_cases("room/f", tmp_path)
+    with pytest.raises(ValueError, match="method: expected one of room/f, got 'room/g'"):
+        load_cases("room/g", tmp_path)
+
+
+def test_two_cases_of_one_name_are_refused(tmp_path):
+    case = GoldenCase("room.f", "same", (1,), np.ones(1), "by hand")
+    with pytest.raises(ValueError, match="expected distinct case names"):
+        save_cases("room/f", [case, case], tmp_path)
+    assert not (tmp_path / "room").exists()
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "actual", "expected", "error"),
+    [
+        (Tolerance(), [1.0, np.nan], [1.0, np.nan], 0.0),
+        (Tolerance(), [1.0, 2.0], [1.0, np.nan], np.inf),
+        (Tolerance(2, "ulp"), [1.0 + 2**-52], [1.0], 1.0),
+        (Tolerance(2, "ulp"), [np.inf, 1.0], [np.inf, 1.0], 0.0),
+        (Tolerance(2, "ulp"), [np.inf], [1.0], np.inf),
+        (Tolerance(2, "ulp_of_largest"), [0.0, 4.0], [2**-50, 4.0], 1.0),
+        (Tolerance(1, "relative"), [1.5], [1.0], 0.5),
+        (Tolerance(1, "relative"), [1.5], [0.0], np.inf),
+        (Tolerance(1, "relative_of_largest"), [1.5, 10.0], [1.0, 10.0], 0.05),
+        (Tolerance(1, "ulp"), [1.0], [1.0, 2.0], np.inf),
+        (Tolerance(1, "ulp"), [], [], 0.0),
+    ],
+)
+def test_error_measures(tolerance, actual, expected, error):
+    assert tolerance.error(np.array(actual), np.array(expected)) == pytest.approx(error)
+
+
+def test_a_tolerance_without_a_limit_is_refused():
+    with pytest.raises(ValueError, match=r"limit: expected a finite number > 0, got 0\.0"):
+        Tolerance(rule="ulp")
+    with pytest.raises(ValueError, match="rule: expected one of"):
+        Tolerance(1.0, "about")
