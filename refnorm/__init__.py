@@ -12,9 +12,24 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 ROOMS = ("attention", "models", "nn", "norms", "poincare", "quantizers", "softmax", "solvers")
-_TOOLS = ("catalogue", "claims", "conformance", "gradcheck", "tree")
 
-__all__ = ["ROOMS", "__version__", *ROOMS, *_TOOLS]
+__all__ = [
+    "ROOMS",
+    "__version__",
+    "attention",
+    "catalogue",
+    "claims",
+    "conformance",
+    "gradcheck",
+    "models",
+    "nn",
+    "norms",
+    "poincare",
+    "quantizers",
+    "softmax",
+    "solvers",
+    "tree",
+]
 
 if TYPE_CHECKING:
     from refnorm import (
@@ -35,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in ROOMS or name in _TOOLS:
+    if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -9,6 +9,4 @@ def test_claims_come_out_as_reported(name):
     claims = load(TESTS / "claims" / f"{name}.py").claims()
     assert claims
     for claim in claims:
-        assert claim.as_stated, (
-            f"{claim.statement}: expected {claim.expected}, measured {dict(claim.figures)}"
-        )
+        assert claim.as_stated, f"{claim.statement}: expected {claim.expected}, measured {dict(claim.figures)}"

@@ -27,9 +27,7 @@ from refnorm.conformance._cases import GOLDEN_ROOT  # noqa: E402
 def main() -> int:
     makers = ROOT / "tests" / "golden"
     known = sorted(path.relative_to(makers).with_suffix("").as_posix() for path in makers.glob("*/*.py"))
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="ROOM/METHOD", help=f"of {', '.join(known)}")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a stored file differs")
     options = parser.parse_args()

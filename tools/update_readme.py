@@ -72,9 +72,7 @@ def speed_part() -> str:
         error = race["accuracy"]
         unit = race["check_unit"]
         accuracy = (
-            f"{error[race['ours']]:.2g} / {error[best]:.2g} {unit}"
-            if best in error and race["ours"] in error
-            else "–"
+            f"{error[race['ours']]:.2g} / {error[best]:.2g} {unit}" if best in error and race["ours"] in error else "–"
         )
         rows.append(
             f"| {race['name']} | {race['shape']} | {ours['median_ms']:.3g} "
@@ -88,9 +86,7 @@ def speed_part() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a part is out of date")
     options = parser.parse_args()
     text = README.read_text()

@@ -37,9 +37,7 @@ def test_a_wrong_implementation_fails_and_says_why(function, problem):
 
 
 def test_nothing_to_test_is_an_error():
-    with pytest.raises(
-        ValueError, match="implementation: expected at least one function with golden vectors"
-    ):
+    with pytest.raises(ValueError, match="implementation: expected at least one function with golden vectors"):
         run({"norms.unheard_of": layer_norm})
 
 
@@ -87,12 +85,8 @@ def test_files_hold_every_kind_of_argument(tmp_path):
 def test_records_come_back_with_their_fields(tmp_path):
     from refnorm.gradcheck import GradientReport
 
-    save_cases(
-        "room/f", [GoldenCase("room.f", "r", (GradientReport(0.5, "x", 3),), np.ones(1), "by hand")], tmp_path
-    )
-    assert load_cases("room/f", tmp_path)[0].args[0] == SimpleNamespace(
-        worst_error=0.5, worst_argument="x", checks=3
-    )
+    save_cases("room/f", [GoldenCase("room.f", "r", (GradientReport(0.5, "x", 3),), np.ones(1), "by hand")], tmp_path)
+    assert load_cases("room/f", tmp_path)[0].args[0] == SimpleNamespace(worst_error=0.5, worst_argument="x", checks=3)
 
 
 def test_unknown_schema_and_method_are_refused(tmp_path):

@@ -52,9 +52,7 @@ def test_sum_to_is_the_adjoint_of_broadcasting(shape):
 
 def test_ulp_error_of_special_values():
     actual = np.array([np.nan, np.inf, np.inf, 1.0], np.float32)
-    np.testing.assert_array_equal(
-        ulp_error(actual, np.array([np.nan, np.inf, 1.0, np.inf])), [0, 0, np.inf, np.inf]
-    )
+    np.testing.assert_array_equal(ulp_error(actual, np.array([np.nan, np.inf, 1.0, np.inf])), [0, 0, np.inf, np.inf])
     assert float(ulp_error(np.float32(0), np.float64(2.0**-149))) == 1
 
 
@@ -94,9 +92,7 @@ def test_every_public_name_of_a_room_belongs_to_a_method():
 
     listed = {}
     for method in catalogue.methods():
-        listed.setdefault(method.room, set()).update(
-            method.functions, (f"{name}_vjp" for name in method.functions)
-        )
+        listed.setdefault(method.room, set()).update(method.functions, (f"{name}_vjp" for name in method.functions))
     for room in refnorm.ROOMS:
         public = set(importlib.import_module(f"refnorm.{room}").__all__)
         assert public <= listed.get(room, set()), f"{room}: {public - listed.get(room, set())}"
