@@ -43,9 +43,7 @@ def float_array(x: Any, name: str, *, ndim: int | None = None, min_ndim: int = 0
     Integer and boolean arrays are refused: their result type would be a guess.
     """
     array = np.asarray(x)
-    allowed = array.dtype in (np.float32, np.float64) or (
-        _complex_allowed.get() and array.dtype == np.complex128
-    )
+    allowed = array.dtype in (np.float32, np.float64) or (_complex_allowed.get() and array.dtype == np.complex128)
     if not allowed:
         fail_type(name, "a float32 or float64 array", f"dtype {array.dtype}")
     _check_ndim(array, name, ndim, min_ndim)
@@ -137,9 +135,7 @@ def whole(value: Any, name: str, *, low: int | None = None, high: int | None = N
         fail_type(name, "an integer", repr(value))
     if (low is not None and value < low) or (high is not None and value > high):
         limits = " and ".join(
-            text
-            for text in (f">= {low}" if low is not None else "", f"<= {high}" if high is not None else "")
-            if text
+            text for text in (f">= {low}" if low is not None else "", f"<= {high}" if high is not None else "") if text
         )
         fail(name, f"an integer {limits}", value)
     return int(value)

@@ -15,6 +15,7 @@ from refnorm._typing import Method
 from refnorm.conformance import load_cases, method_names
 
 PARTS = ("function", "vjp", "gradient check", "golden", "claim", "kernel", "chapter")
+"""What a method may consist of, in the order of the catalogue's columns."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,7 @@ class Status:
         return {
             "function": not self.missing,
             "vjp": bool(self.vjps) or None,
-            "gradient check": (set(self.vjps) <= set(self.checked_vjps) if self.vjps else None)
-            if source
-            else None,
+            "gradient check": (set(self.vjps) <= set(self.checked_vjps) if self.vjps else None) if source else None,
             "golden": self.golden_cases > 0,
             "claim": self.claim,
             "kernel": bool(self.kernels) or None,

@@ -196,8 +196,7 @@ def check_vjp(
 def _is_differentiable(arg: Any) -> bool:
     leaves = [leaf for _, leaf in tree_leaves(arg) if leaf is not None]
     return bool(leaves) and all(
-        isinstance(leaf, (float, np.ndarray, np.floating)) and np.asarray(leaf).dtype.kind == "f"
-        for leaf in leaves
+        isinstance(leaf, (float, np.ndarray, np.floating)) and np.asarray(leaf).dtype.kind == "f" for leaf in leaves
     )
 
 
@@ -237,16 +236,12 @@ def _derivative_along(
             value = shifted(1j * COMPLEX_STEP)
         return tree_map(lambda leaf: np.imag(leaf) / COMPLEX_STEP, value)
 
-    leaves = [
-        np.abs(leaf).max() for _, leaf in tree_leaves(args[position]) if leaf is not None and np.size(leaf)
-    ]
+    leaves = [np.abs(leaf).max() for _, leaf in tree_leaves(args[position]) if leaf is not None and np.size(leaf)]
     size = max([1e-3, *(float(leaf) for leaf in leaves)])
     h = step * min(size, 1.0)
 
     def central(h: float) -> Tree:
-        return tree_map(
-            lambda up, down: (np.asarray(up) - np.asarray(down)) / (2 * h), shifted(h), shifted(-h)
-        )
+        return tree_map(lambda up, down: (np.asarray(up) - np.asarray(down)) / (2 * h), shifted(h), shifted(-h))
 
     return _ridders(central, h)
 

@@ -58,9 +58,7 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree, path: str 
             )
         branches.append([child for _, child in other_nodes])
     mapped = [
-        tree_map(
-            function, child, *(branch[i] for branch in branches), path=f"{path}.{name}" if path else name
-        )
+        tree_map(function, child, *(branch[i] for branch in branches), path=f"{path}.{name}" if path else name)
         for i, (name, child) in enumerate(nodes)
     ]
     if isinstance(tree, dict):

@@ -214,9 +214,7 @@ def _encode(value: Any, key: str, arrays: dict[str, AnyArray]) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         arrays[key] = np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value)
         if arrays[key].dtype.kind not in "fiub":
-            raise ValueError(
-                f"{key}: expected a float, integer or boolean array, got dtype {arrays[key].dtype}"
-            )
+            raise ValueError(f"{key}: expected a float, integer or boolean array, got dtype {arrays[key].dtype}")
         return {"array": key}
     if isinstance(value, dict):
         return {"dict": {name: _encode(item, f"{key}.{name}", arrays) for name, item in value.items()}}
@@ -227,9 +225,7 @@ def _encode(value: Any, key: str, arrays: dict[str, AnyArray]) -> Any:
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         encoded = {name: _encode(item, f"{key}.{name}", arrays) for name, item in fields.items()}
         return {"record": type(value).__name__, "fields": encoded}
-    raise ValueError(
-        f"{key}: expected an array, number, string, list, dict or record, got {type(value).__name__}"
-    )
+    raise ValueError(f"{key}: expected an array, number, string, list, dict or record, got {type(value).__name__}")
 
 
 def _decode(value: Any, arrays: Mapping[str, AnyArray]) -> Any:

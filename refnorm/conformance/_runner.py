@@ -81,17 +81,13 @@ def run(
         If not one golden case applies to the implementation.
     """
     chosen = list(methods or method_names())
-    functions = (
-        functions_of(implementation, chosen) if isinstance(implementation, ModuleType) else implementation
-    )
+    functions = functions_of(implementation, chosen) if isinstance(implementation, ModuleType) else implementation
     outcomes = []
     for method in chosen:
         if progress:
             progress(method)
         outcomes += [
-            _check(method, case, functions[_target(case)])
-            for case in load_cases(method)
-            if _target(case) in functions
+            _check(method, case, functions[_target(case)]) for case in load_cases(method) if _target(case) in functions
         ]
     if not outcomes:
         raise ValueError(
@@ -173,10 +169,7 @@ def format_table(outcomes: Sequence[Outcome]) -> str:
         lines.append(f"{function:<44}{f'{passed}/{len(group)}':>9}{worst:>12.3g}")
         for outcome in group:
             if not outcome.passed:
-                reason = (
-                    outcome.problem
-                    or f"error {outcome.error:.3g}, limit {outcome.limit:.3g} ({outcome.rule})"
-                )
+                reason = outcome.problem or f"error {outcome.error:.3g}, limit {outcome.limit:.3g} ({outcome.rule})"
                 lines.append(f"  FAILED {outcome.name}: {reason} [truth: {outcome.source}]")
     failed = sum(not outcome.passed for outcome in outcomes)
     lines.append(f"{len(outcomes) - failed} passed, {failed} failed")
