@@ -1,9 +1,10 @@
-"""Parameter trees: an array, or a nested dict, list, tuple or dataclass of arrays."""
+"""Parameter trees: an array, or a nested dict, list, tuple, dataclass or namespace of arrays."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from refnorm._typing import Tree
@@ -15,6 +16,8 @@ def children(tree: Tree) -> list[tuple[str, Tree]] | None:
         return [(str(key), value) for key, value in tree.items()]
     if isinstance(tree, (list, tuple)):
         return [(str(index), value) for index, value in enumerate(tree)]
+    if isinstance(tree, SimpleNamespace):
+        return list(vars(tree).items())
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return [(field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree)]
     return None
@@ -67,4 +70,5 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree, path: str 
         return type(tree)(*mapped)
     if isinstance(tree, (list, tuple)):
         return type(tree)(mapped)
-    return dataclasses.replace(tree, **dict(zip(names, mapped, strict=True)))
+    named = dict(zip(names, mapped, strict=True))
+    return SimpleNamespace(**named) if isinstance(tree, SimpleNamespace) else dataclasses.replace(tree, **named)

@@ -5,11 +5,13 @@ import importlib
 import pytest
 from discovery import TESTS, load
 
+import refnorm
 from refnorm import catalogue
 
 CASES = [
     pytest.param(case, id=f"{path.parent.name}/{path.stem[5:]}-{case.f_vjp.__name__}-{case.name or number}")
-    for path in sorted(TESTS.glob("*/test_*.py"))
+    for room in refnorm.ROOMS
+    for path in sorted((TESTS / room).glob("test_*.py"))
     for number, case in enumerate(getattr(load(path), "GRADIENT_CASES", []))
 ]
 

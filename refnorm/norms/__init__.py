@@ -1,5 +1,91 @@
 """Normalization layers: what each subtracts, what it divides by, and over which axes."""
 
-from refnorm.norms._layer_norm import layer_norm, layer_norm_vjp
+from refnorm.norms._batch_statistics import (
+    batch_norm,
+    batch_norm_vjp,
+    batch_statistics,
+    batch_statistics_vjp,
+    update_running_statistics,
+)
+from refnorm.norms._compressed_rms_norm import (
+    compress,
+    compress_vjp,
+    compressed_rms_norm,
+    compressed_rms_norm_vjp,
+    decompress,
+    decompress_vjp,
+    rms_norm,
+    rms_norm_vjp,
+    zero_mean_linear,
+    zero_mean_linear_vjp,
+)
+from refnorm.norms._layer_norm import (
+    InvarianceReport,
+    Invariances,
+    invariance_report,
+    layer_norm,
+    layer_norm_vjp,
+)
+from refnorm.norms._pre_norm import (
+    PreNormBlock,
+    PreNormParams,
+    init_pre_norm,
+    pre_norm_forward,
+    pre_norm_forward_vjp,
+    to_pre_crms,
+    to_pre_rms,
+)
+from refnorm.norms._recurrent_layer_norm import (
+    LayerNormGRUParams,
+    LayerNormLSTMParams,
+    NormParams,
+    init_layer_norm_gru,
+    init_layer_norm_lstm,
+    layer_norm_gru,
+    layer_norm_gru_vjp,
+    layer_norm_lstm,
+    layer_norm_lstm_vjp,
+    layer_norm_rnn,
+    layer_norm_rnn_vjp,
+)
 
-__all__ = ["layer_norm", "layer_norm_vjp"]
+__all__ = [
+    "InvarianceReport",
+    "Invariances",
+    "LayerNormGRUParams",
+    "LayerNormLSTMParams",
+    "NormParams",
+    "PreNormBlock",
+    "PreNormParams",
+    "batch_norm",
+    "batch_norm_vjp",
+    "batch_statistics",
+    "batch_statistics_vjp",
+    "compress",
+    "compress_vjp",
+    "compressed_rms_norm",
+    "compressed_rms_norm_vjp",
+    "decompress",
+    "decompress_vjp",
+    "init_layer_norm_gru",
+    "init_layer_norm_lstm",
+    "init_pre_norm",
+    "invariance_report",
+    "layer_norm",
+    "layer_norm_gru",
+    "layer_norm_gru_vjp",
+    "layer_norm_lstm",
+    "layer_norm_lstm_vjp",
+    "layer_norm_rnn",
+    "layer_norm_rnn_vjp",
+    "layer_norm_vjp",
+    "pre_norm_forward",
+    "pre_norm_forward_vjp",
+    "rms_norm",
+    "rms_norm_vjp",
+    "to_pre_crms",
+    "to_pre_rms",
+    "update_running_statistics",
+    "zero_mean_linear",
+    "zero_mean_linear_vjp",
+]

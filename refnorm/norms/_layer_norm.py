@@ -6,21 +6,26 @@ y = gain * (x - mean(x)) / sqrt(var(x) + eps) + bias        (statistics over one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from refnorm import _checks
 from refnorm._arrays import sum_to
-from refnorm._typing import Array, F, Method, Pullback
+from refnorm._typing import AnyArray, Array, F, Method, Pullback
+from refnorm.norms._batch_statistics import batch_norm
 
 METHOD = Method(
     title="Layer Normalization",
     authors="Ba, Kiros, Hinton",
     year=2016,
     arxiv="1607.06450",
-    functions=("layer_norm",),
+    functions=("InvarianceReport", "Invariances", "invariance_report", "layer_norm"),
     chapter="norms/layer_norm",
 )
+
+INVARIANT_BELOW = 1e-10
+"""Change of a normalized unit, itself of size 1, that counts as rounding."""
 
 
 def layer_norm(
@@ -111,3 +116,103 @@ def _trailing(axes: Sequence[int], ndim: int) -> tuple[int, ...]:
     if over != tuple(range(ndim - len(over), ndim)):
         _checks.fail("axes", f"the last axes of {ndim}", tuple(axes))
     return over
+
+
+@dataclass(frozen=True)
+class Invariances:
+    """Whether normalized units keep their values under each change of weights or data.
+
+    Parameters
+    ----------
+    weight_matrix_scaled
+        All weights times one number.
+    weight_matrix_shifted
+        One vector added to the incoming weights of every unit.
+    weight_vector_scaled
+        The incoming weights of a single unit times a number.
+    data_scaled, data_shifted
+        All cases times one number; one vector added to all cases.
+    case_scaled
+        A single case times a number.
+    """
+
+    weight_matrix_scaled: bool
+    weight_matrix_shifted: bool
+    weight_vector_scaled: bool
+    data_scaled: bool
+    data_shifted: bool
+    case_scaled: bool
+
+
+@dataclass(frozen=True)
+class InvarianceReport:
+    """The rows of the paper's table of invariances that :func:`invariance_report` measures."""
+
+    layer_norm: Invariances
+    batch_norm: Invariances
+
+
+def invariance_report(rng: np.random.Generator) -> InvarianceReport:
+    """Measure which changes of weights and data layer norm and batch norm do not notice.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Draws 32 units with 16 inputs, 20 cases, and the vectors that are added.
+
+    Returns
+    -------
+    InvarianceReport
+
+    Raises
+    ------
+    TypeError
+        If ``rng`` is not a generator.
+
+    Notes
+    -----
+    The table is about eps = 0; here eps is far below every variance.
+
+    References
+    ----------
+    Ba, Kiros, Hinton (2016), arXiv 1607.06450, table 1.
+
+    Examples
+    --------
+    >>> report = invariance_report(np.random.default_rng(0))
+    >>> report.layer_norm.case_scaled, report.batch_norm.case_scaled
+    (True, False)
+    >>> report.layer_norm.weight_vector_scaled, report.batch_norm.weight_vector_scaled
+    (False, True)
+    """
+    rng = _checks.generator(rng)
+    weight, data = rng.standard_normal((32, 16)), rng.standard_normal((20, 16))
+    shift = rng.standard_normal(16)
+    one_unit, one_case = np.ones((32, 1)), np.ones((20, 1))
+    one_unit[3], one_case[5] = 3, 5
+    changes = {
+        "weight_matrix_scaled": (3 * weight, data),
+        "weight_matrix_shifted": (weight + shift, data),
+        "weight_vector_scaled": (one_unit * weight, data),
+        "data_scaled": (weight, 5 * data),
+        "data_shifted": (weight, data + shift),
+        "case_scaled": (weight, one_case * data),
+    }
+
+    def by_layer(a: AnyArray) -> AnyArray:
+        return layer_norm(a, np.ones(32), np.zeros(32), eps=1e-300)
+
+    def by_batch(a: AnyArray) -> AnyArray:
+        return batch_norm(a, np.ones(32), np.zeros(32), eps=1e-300)
+
+    return InvarianceReport(
+        *(
+            Invariances(
+                **{
+                    name: bool(np.abs(norm(x @ w.T) - norm(data @ weight.T)).max() < INVARIANT_BELOW)
+                    for name, (w, x) in changes.items()
+                }
+            )
+            for norm in (by_layer, by_batch)
+        )
+    )

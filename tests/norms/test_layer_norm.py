@@ -4,14 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refnorm.gradcheck import GradientCase
-from refnorm.norms import layer_norm, layer_norm_vjp
+from refnorm.norms import Invariances, invariance_report, layer_norm, layer_norm_vjp
 
 RNG = np.random.default_rng(1)
 
 GRADIENT_CASES = [
-    GradientCase(
-        layer_norm_vjp, tuple(RNG.standard_normal(s) for s in ((3, 5), (5,), (5,))), method="complex"
-    ),
+    GradientCase(layer_norm_vjp, tuple(RNG.standard_normal(s) for s in ((3, 5), (5,), (5,))), method="complex"),
     GradientCase(
         layer_norm_vjp,
         tuple(RNG.standard_normal(s) for s in ((2, 3, 4), (3, 4), (3, 4))),
@@ -39,9 +37,7 @@ def ones_and_zeros(units, dtype=np.float64):
     return np.ones(units, dtype), np.zeros(units, dtype)
 
 
-@given(
-    shift=st.floats(-100, 100), scale=st.floats(0.1, 10), units=st.integers(2, 40), seed=st.integers(0, 99)
-)
+@given(shift=st.floats(-100, 100), scale=st.floats(0.1, 10), units=st.integers(2, 40), seed=st.integers(0, 99))
 def test_output_ignores_shift_and_scale_of_an_example(shift, scale, units, seed):
     x = np.random.default_rng(seed).standard_normal((2, units))
     gain, bias = ones_and_zeros(units)
@@ -66,9 +62,7 @@ def test_constant_row_gives_the_bias_and_a_finite_large_gradient():
     gain, bias = np.ones(3), np.array([1.0, 2.0, 3.0])
     y, pullback = layer_norm_vjp(np.full((1, 3), 7.0), gain, bias, eps=1e-6)
     assert (y == bias).all()
-    np.testing.assert_allclose(
-        pullback(np.array([[1.0, 0, 0]]))[0], 1e3 * np.array([[2, -1, -1]]) / 3, rtol=1e-12
-    )
+    np.testing.assert_allclose(pullback(np.array([[1.0, 0, 0]]))[0], 1e3 * np.array([[2, -1, -1]]) / 3, rtol=1e-12)
 
 
 def test_nan_stays_in_its_row():
@@ -111,3 +105,15 @@ def test_arguments_are_not_written_to():
 def test_bad_input_is_named(arguments, options, error, message):
     with pytest.raises(error, match=message):
         layer_norm(*arguments, **options)
+
+
+@given(seed=st.integers(0, 9999))
+def test_invariances_are_those_of_the_paper(seed):
+    report = invariance_report(np.random.default_rng(seed))
+    assert report.layer_norm == Invariances(True, True, False, True, False, True)
+    assert report.batch_norm == Invariances(True, False, True, True, True, False)
+
+
+def test_invariance_report_needs_a_generator():
+    with pytest.raises(TypeError, match="rng: expected a numpy.random.Generator"):
+        invariance_report(0)

@@ -98,7 +98,5 @@ def cases():
             "source": f"torch {torch.__version__.split('+')[0]}, float64",
         }
         found.append(GoldenCase(**common, expected=value.detach().numpy()))
-        found.append(
-            GoldenCase(**common, cotangent=cotangent, expected=tuple(t.grad.numpy() for t in tensors))
-        )
+        found.append(GoldenCase(**common, cotangent=cotangent, expected=tuple(t.grad.numpy() for t in tensors)))
     return found
