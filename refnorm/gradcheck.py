@@ -180,7 +180,7 @@ def check_vjp(
             got_terms = _products(entry, direction)
             expected, got = float(expected_terms.sum()), float(got_terms.sum())
             scale = max(float(np.abs(expected_terms).sum()), float(np.abs(got_terms).sum()))
-            error = 0.0 if expected == got else abs(expected - got) / scale
+            error = 0.0 if expected == got else abs(expected - got) / scale if scale > 0 else np.inf
             checks += 1
             if not error <= limit:
                 raise GradientMismatch(

@@ -47,6 +47,11 @@ def test_a_wrong_pullback_is_named(change, message, method):
         check_vjp(wrong(change), X, W, method=method)
 
 
+def test_nan_is_a_mismatch_also_where_the_derivative_is_zero():
+    with pytest.raises(GradientMismatch, match="got nan"):
+        check_vjp(lambda x: (np.zeros(3), lambda g: (np.full_like(x, np.nan),)), X)
+
+
 def test_trees_floats_integers_and_missing_arrays():
     def f_vjp(params, scale, index, bias):
         assert bias is None
