@@ -1,0 +1,59 @@
+from collections.abc import Sequence
+
+from refnorm._typing import Array, F
+
+def lion_update(
+    param: Array[F],
+    grad: Array[F],
+    momentum: Array[F],
+    *,
+    learning_rate: float = 1e-4,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    weight_decay: float = 0.0,
+    form: str = "mul_add",
+    out: Sequence[Array[F]] | None = None,
+) -> tuple[Array[F], Array[F]]: ...
+def sign_momentum(
+    param: Array[F],
+    grad: Array[F],
+    momentum: Array[F],
+    *,
+    learning_rate: float = 1e-4,
+    beta: float = 0.9,
+    weight_decay: float = 0.0,
+    out: Sequence[Array[F]] | None = None,
+) -> tuple[Array[F], Array[F]]: ...
+def adamp_update(
+    param: Array[F],
+    grad: Array[F],
+    first_moment: Array[F],
+    second_moment: Array[F],
+    *,
+    step: int,
+    learning_rate: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    delta: float = 0.1,
+    weight_decay_ratio: float = 0.1,
+    nesterov: bool = False,
+    out: Sequence[Array[F]] | None = None,
+) -> tuple[Array[F], Array[F], Array[F]]: ...
+def sgdp_update(
+    param: Array[F],
+    grad: Array[F],
+    buffer: Array[F],
+    *,
+    learning_rate: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    eps: float = 1e-8,
+    delta: float = 0.1,
+    weight_decay_ratio: float = 0.1,
+    project_buffer: bool = False,
+    out: Sequence[Array[F]] | None = None,
+) -> tuple[Array[F], Array[F]]: ...
