@@ -29,7 +29,20 @@ except ModuleNotFoundError as error:
 
 ROOMS = ("attention", "nn", "norms", "poincare", "quantizers", "softmax", "solvers")
 
-__all__ = ["ROOMS", *ROOMS, "get_num_threads", "isa", "set_num_threads", "show_config"]
+__all__ = [
+    "ROOMS",
+    "attention",
+    "get_num_threads",
+    "isa",
+    "nn",
+    "norms",
+    "poincare",
+    "quantizers",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "solvers",
+]
 
 if TYPE_CHECKING:
     from refnorm_fast import attention, nn, norms, poincare, quantizers, softmax, solvers

@@ -136,12 +136,12 @@ def config() -> dict:
     }
 
 
-def show_config(*, verbose=True) -> dict:
+def show_config(*, print_it=True) -> dict:
     """Print and return the instruction set, threads, BLAS and optional backends in use.
 
     Parameters
     ----------
-    verbose : bool
+    print_it : bool
         False returns the description without printing it.
 
     Returns
@@ -152,11 +152,11 @@ def show_config(*, verbose=True) -> dict:
 
     Examples
     --------
-    >>> show_config(verbose=False)["isa"] == isa()
+    >>> show_config(print_it=False)["isa"] == isa()
     True
     """
     description = config()
-    if verbose:
+    if print_it:
         for key, value in description.items():
             text = value
             if isinstance(value, list):

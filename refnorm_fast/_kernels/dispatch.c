@@ -13,8 +13,11 @@
 
 /* ---- levels -------------------------------------------------------------------------------------------------- */
 
-static int cpu_runs_baseline(void) { return 1; }
+#if defined(__aarch64__)
 static int cpu_runs_neon(void) { return 1; }
+#else
+static int cpu_runs_baseline(void) { return 1; }
+#endif
 #if defined(__x86_64__)
 /* __builtin_cpu_supports looks at XGETBV too: AVX-512 counts only where the system saves its registers. */
 static int cpu_runs_avx2(void) {
@@ -29,10 +32,6 @@ static int cpu_runs_avx512(void) {
 static int cpu_runs_avx512vnni(void) {
     return cpu_runs_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
-#else
-static int cpu_runs_avx2(void) { return 0; }
-static int cpu_runs_avx512(void) { return 0; }
-static int cpu_runs_avx512vnni(void) { return 0; }
 #endif
 
 typedef struct {

@@ -19,7 +19,9 @@
 #define RN_TEAM omp_get_num_threads()
 #define RN_PRAGMA(text) _Pragma(#text)
 #define RN_PARALLEL(count) RN_PRAGMA(omp parallel num_threads(count) if ((count) > 1))
+#define RN_BARRIER RN_PRAGMA(omp barrier)
 #else
+#define RN_BARRIER
 #define RN_THREAD 0
 #define RN_TEAM 1
 #define RN_PARALLEL(count)

@@ -1,40 +1,61 @@
-/* Softmax over rows. */
+/* Softmax and its relatives, float32 and float64 from one body. */
 #include "softmax.h"
+
+#include <math.h>
 
 #include "parallel.h"
 #include "vec_math.h"
 
-static float row_largest(const float *x, size_t length) {
-    vf32 best = vf32_set(-INFINITY);
-    size_t i = 0;
-    for (; i + VF32 <= length; i += VF32) best = vf32_max(vf32_load(x + i), best);
-    if (i < length) best = vf32_max(vf32_load_part(x + i, length - i, -INFINITY), best);
-    return vf32_largest(best);
+/* n ln2 - x without cancellation error for integers |n| < 2^20: n * high is exact. */
+static double exponent_minus(double n, double x) {
+    return (n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33;
 }
 
-static void softmax_row(const float *x, float *y, size_t length) {
-    float largest = row_largest(x, length);
-    if (!isfinite(largest)) {
-        for (size_t i = 0; i < length; i++) y[i] = NAN;
-        return;
-    }
-    vf64 sum = vf64_set(0);
-    for (size_t i = 0; i < length; i += VF32) {
-        size_t count = length - i < VF32 ? length - i : VF32;
-        vf32 e = vf32_exp(vf32_load_part(x + i, count, -INFINITY) - largest);
-        sum += vf64_low(e) + vf64_high(e);
-        vf32_store_part(y + i, count, e);
-    }
-    float scale = (float)(1.0 / vf64_sum(sum));
-    for (size_t i = 0; i < length; i++) y[i] *= scale;
+/* 2^n for n <= 0, 0 below the normal numbers. */
+static double pow2_of(long n) {
+    uint64_t bits = n < -1022 ? 0 : (uint64_t)(n + 1023) << 52;
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
 }
 
-static void softmax_f32(const float *x, float *y, size_t rows, size_t length) {
-    int threads = rn_threads(rows, 0.5 * (double)rows * (double)length);
-    RN_PARALLEL(threads) {
-        RN_SHARE(rows, first, last);
-        for (size_t row = first; row < last; row++) softmax_row(x + row * length, y + row * length, length);
-    }
-}
+/* Rows of at most this many bytes are held in cache between the passes: reloading their exponentials is cheaper than
+ * computing them twice. */
+#define RELOAD_BYTES ((size_t)160 << 10)
 
-RN_TABLE(softmax) = {.softmax_f32 = softmax_f32};
+#define T float
+#define VT vf32
+#define VI vi32
+#define INT int32_t
+#define LANES VF32
+#define V(name) vf32_##name
+#define N(name) name##_f32
+#define WIDE 0
+#include "softmax_body.h"
+#undef T
+#undef VT
+#undef VI
+#undef INT
+#undef LANES
+#undef V
+#undef N
+#undef WIDE
+
+#define T double
+#define VT vf64
+#define VI vi64
+#define INT int64_t
+#define LANES VF64
+#define V(name) vf64_##name
+#define N(name) name##_f64
+#define WIDE 1
+#include "softmax_body.h"
+
+#define TABLE_ENTRIES(s)                                                                                        \
+    .softmax_##s = softmax_##s, .row_stats_##s = row_stats_##s, .log_softmax_##s = log_softmax_##s,             \
+    .softmax_from_stats_##s = softmax_from_stats_##s, .softmax_backward_##s = softmax_backward_##s,             \
+    .log_softmax_backward_##s = log_softmax_backward_##s, .cross_entropy_##s = cross_entropy_##s,               \
+    .cross_entropy_backward_##s = cross_entropy_backward_##s, .soft_cross_entropy_##s = soft_cross_entropy_##s, \
+    .soft_cross_entropy_backward_##s = soft_cross_entropy_backward_##s
+
+RN_TABLE(softmax) = {TABLE_ENTRIES(f32), TABLE_ENTRIES(f64)};

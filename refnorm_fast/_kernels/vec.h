@@ -300,8 +300,27 @@ RN_INLINE int vi64_any(vi64 mask) { return vi32_any((vi32)mask); }
 
 /* ---- conversions --------------------------------------------------------------------------------------------- */
 
-RN_INLINE vf64 vf64_from_half(vf32h x) { return __builtin_convertvector(x, vf64); }
-RN_INLINE vf32h vf64_to_half(vf64 x) { return __builtin_convertvector(x, vf32h); }
+/* Intrinsics, because GCC 12 takes __builtin_convertvector between sizes apart and through memory. */
+RN_INLINE vf64 vf64_from_half(vf32h x) {
+#if VEC_AVX512
+    return (vf64)_mm512_cvtps_pd((__m256)x);
+#elif VEC_AVX2
+    return (vf64)_mm256_cvtps_pd((__m128)x);
+#elif VEC_SSE
+    return (vf64)_mm_cvtps_pd(_mm_castpd_ps(_mm_set_sd(((union { vf32h from; double to; }){x}).to)));
+#else
+    return __builtin_convertvector(x, vf64);
+#endif
+}
+RN_INLINE vf32h vf64_to_half(vf64 x) {
+#if VEC_AVX512
+    return (vf32h)_mm512_cvtpd_ps((__m512d)x);
+#elif VEC_AVX2
+    return (vf32h)_mm256_cvtpd_ps((__m256d)x);
+#else
+    return __builtin_convertvector(x, vf32h);
+#endif
+}
 RN_INLINE vf32h vf32_low(vf32 x) {
 #if VEC_AVX512
     return (vf32h)_mm512_castps512_ps256((__m512)x);
@@ -336,9 +355,17 @@ RN_INLINE vf32 vf32_join(vf32h low, vf32h high) {
     return whole;
 #endif
 }
+#if VEC_SSE
+RN_INLINE vf64 vf64_low(vf32 x) { return (vf64)_mm_cvtps_pd((__m128)x); }
+RN_INLINE vf64 vf64_high(vf32 x) { return (vf64)_mm_cvtps_pd(_mm_movehl_ps((__m128)x, (__m128)x)); }
+RN_INLINE vf32 vf32_from_vf64(vf64 low, vf64 high) {
+    return (vf32)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)low), _mm_cvtpd_ps((__m128d)high));
+}
+#else
 RN_INLINE vf64 vf64_low(vf32 x) { return vf64_from_half(vf32_low(x)); }
 RN_INLINE vf64 vf64_high(vf32 x) { return vf64_from_half(vf32_high(x)); }
 RN_INLINE vf32 vf32_from_vf64(vf64 low, vf64 high) { return vf32_join(vf64_to_half(low), vf64_to_half(high)); }
+#endif
 RN_INLINE vi32 vi32_from_vf32(vf32 x) { return __builtin_convertvector(x, vi32); } /* toward zero */
 RN_INLINE vf32 vf32_from_vi32(vi32 x) { return __builtin_convertvector(x, vf32); }
 

@@ -1,5 +1,27 @@
-"""Softmax and its relatives as SIMD kernels."""
+"""Softmax, log-softmax, log-sum-exp and cross-entropy as SIMD kernels."""
 
-from refnorm_fast.softmax._core import softmax
+from refnorm_fast.softmax._core import (
+    cross_entropy,
+    cross_entropy_vjp,
+    log_softmax,
+    log_softmax_vjp,
+    logsumexp,
+    logsumexp_vjp,
+    soft_cross_entropy,
+    soft_cross_entropy_vjp,
+    softmax,
+    softmax_vjp,
+)
 
-__all__ = ["softmax"]
+__all__ = [
+    "cross_entropy",
+    "cross_entropy_vjp",
+    "log_softmax",
+    "log_softmax_vjp",
+    "logsumexp",
+    "logsumexp_vjp",
+    "soft_cross_entropy",
+    "soft_cross_entropy_vjp",
+    "softmax",
+    "softmax_vjp",
+]

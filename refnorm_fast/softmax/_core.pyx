@@ -1,23 +1,694 @@
+"""Softmax and its relatives: checks and layout; the arithmetic is in _kernels/softmax.c."""
+
+import numpy
+
 cimport numpy as np
+from libc.stdint cimport int64_t
 
 np.import_array()
 
+include "../_kernels/rows.pxi"
+
 cdef extern from "softmax.h":
     ctypedef struct rn_softmax_table:
-        void (*softmax_f32)(const float *x, float *y, size_t rows, size_t length) nogil
+        int (*softmax_f32)(const float *, size_t, float *, size_t, size_t, int) nogil
+        int (*softmax_f64)(const double *, size_t, double *, size_t, size_t, int) nogil
+        int (*row_stats_f32)(const float *, size_t, size_t, size_t, double *, double *) nogil
+        int (*row_stats_f64)(const double *, size_t, size_t, size_t, double *, double *) nogil
+        int (*log_softmax_f32)(const float *, size_t, float *, size_t, size_t, double *, double *) nogil
+        int (*log_softmax_f64)(const double *, size_t, double *, size_t, size_t, double *, double *) nogil
+        void (*softmax_from_stats_f32)(const float *, size_t, float *, size_t, size_t, const double *, const double *, const double *) nogil
+        void (*softmax_from_stats_f64)(const double *, size_t, double *, size_t, size_t, const double *, const double *, const double *) nogil
+        void (*softmax_backward_f32)(const float *, const float *, float *, size_t, size_t) nogil
+        void (*softmax_backward_f64)(const double *, const double *, double *, size_t, size_t) nogil
+        void (*log_softmax_backward_f32)(const float *, size_t, const float *, float *, size_t, size_t, const double *, const double *) nogil
+        void (*log_softmax_backward_f64)(const double *, size_t, const double *, double *, size_t, size_t, const double *, const double *) nogil
+        int (*cross_entropy_f32)(const float *, size_t, const int64_t *, size_t, size_t, double, double *, double *, double *) nogil
+        int (*cross_entropy_f64)(const double *, size_t, const int64_t *, size_t, size_t, double, double *, double *, double *) nogil
+        void (*cross_entropy_backward_f32)(const float *, size_t, const int64_t *, float *, size_t, size_t, double, const double *, const double *, const double *) nogil
+        void (*cross_entropy_backward_f64)(const double *, size_t, const int64_t *, double *, size_t, size_t, double, const double *, const double *, const double *) nogil
+        int (*soft_cross_entropy_f32)(const float *, const float *, size_t, size_t, double *, double *, double *, double *) nogil
+        int (*soft_cross_entropy_f64)(const double *, const double *, size_t, size_t, double *, double *, double *, double *) nogil
+        void (*soft_cross_entropy_backward_f32)(const float *, const float *, float *, float *, size_t, size_t, const double *, const double *, const double *, const double *) nogil
+        void (*soft_cross_entropy_backward_f64)(const double *, const double *, double *, double *, size_t, size_t, const double *, const double *, const double *, const double *) nogil
     const rn_softmax_table *rn_softmax() nogil
 
-cdef extern from "array.h":
-    object rn_empty(int ndim, np.npy_intp *shape, int type)
+ALGORITHMS = ("two_pass", "three_pass_recompute", "three_pass_reload", "online")
+# The two-pass form for rows of any size, without the switch to the reload form in cache: for measurements.
+cdef dict _CODES = {"two_pass": 0, "three_pass_recompute": 1, "three_pass_reload": 2, "online": 3, "_two_pass_always": 4}
+
+cdef enum Form:
+    SOFTMAX
+    LOG_SOFTMAX
 
 
-def softmax(np.ndarray x, *, int axis=-1, out=None):
-    """Softmax over the last axis."""
-    cdef np.ndarray y = rn_empty(np.PyArray_NDIM(x), np.PyArray_DIMS(x), np.NPY_FLOAT)
-    cdef size_t length = np.PyArray_DIM(x, np.PyArray_NDIM(x) - 1)
-    cdef size_t rows = np.PyArray_SIZE(x) // length
-    cdef const float *source = <const float *> np.PyArray_DATA(x)
-    cdef float *target = <float *> np.PyArray_DATA(y)
+cdef int _axis_of(np.ndarray x, axis) except -1:
+    """`axis` as a non-negative number, the axis not being empty."""
+    cdef int ndim = np.PyArray_NDIM(x)
+    cdef int one = -1
+    if ndim == 0:
+        _checks.float_array(x, "x", min_ndim=1)
+    if type(axis) is int and -ndim <= axis < ndim:
+        one = axis
+        if one < 0:
+            one += ndim
+    else:
+        one = _checks.axes((axis,), ndim)[0]
+    if np.PyArray_DIM(x, one) == 0:
+        _checks.not_empty(x, "x", (one,))
+    return one
+
+
+cdef _run(Form form, np.ndarray x, np.ndarray y, size_t rows, size_t length, size_t stride, int code):
+    """Rows of x to the C-contiguous y, which is x itself or apart from it."""
+    cdef void *source = np.PyArray_DATA(x)
+    cdef void *target = np.PyArray_DATA(y)
+    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    cdef int failed
+    if rows == 0:
+        return
     with nogil:
-        rn_softmax().softmax_f32(source, target, rows, length)
+        if form == SOFTMAX:
+            if single:
+                failed = rn_softmax().softmax_f32(<const float *> source, stride, <float *> target, rows, length, code)
+            else:
+                failed = rn_softmax().softmax_f64(<const double *> source, stride, <double *> target, rows, length, code)
+        elif single:
+            failed = rn_softmax().log_softmax_f32(<const float *> source, stride, <float *> target, rows, length, NULL, NULL)
+        else:
+            failed = rn_softmax().log_softmax_f64(<const double *> source, stride, <double *> target, rows, length, NULL, NULL)
+    if failed:
+        raise MemoryError
+
+
+cdef np.ndarray _forward(Form form, np.ndarray x, int axis, int code, out):
+    cdef size_t rows, length, stride
+    cdef np.ndarray y
+    if out is not None:
+        _check_out(out, x)
+        y = <np.ndarray> out
+        if not (_identical(x, y) or _apart(x, y)):
+            y[...] = _forward(form, x, axis, code, None)
+            return y
+    else:
+        y = _fresh(x)
+    if (axis == np.PyArray_NDIM(x) - 1 and np.PyArray_IS_C_CONTIGUOUS(y) and np.PyArray_ISALIGNED(y)
+            and _rows_of(x, 1, &rows, &length, &stride)):
+        _run(form, x, y, rows, length, stride, code)
+    else:
+        _in_chunks(lambda part: _forward(form, part, part.ndim - 1, code, part),
+                   numpy.moveaxis(x, axis, -1), numpy.moveaxis(y, axis, -1))
     return y
+
+
+cdef int _code_of(algorithm) except -1:
+    code = _CODES.get(algorithm) if isinstance(algorithm, str) else None
+    if code is None:
+        _checks.one_of(algorithm, "algorithm", ALGORITHMS)
+    return code
+
+
+def softmax(x, *, axis=-1, algorithm="two_pass", out=None):
+    """Softmax: ``y = exp(x) / sum(exp(x))`` along one axis.
+
+    Parameters
+    ----------
+    x : float32 or float64 array of any shape with at least one axis
+    axis : int
+        Axis that sums to 1; it must not be empty.
+    algorithm : {"two_pass", "three_pass_recompute", "three_pass_reload", "online"}
+        How memory is passed over. ``"two_pass"`` keeps exponentials in cache for rows that fit there and otherwise
+        uses the two-pass algorithm; the others are its baselines, which round ``x - max(x)`` and are less accurate.
+    out : array, optional
+        Takes the result; may be ``x`` itself or overlap it.
+
+    Returns
+    -------
+    array, shape and dtype of ``x``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.softmax.softmax`; also if ``out`` does not fit.
+
+    Notes
+    -----
+    float32 results are within 2 units in the last place, subnormal ones included. A row that holds NaN or positive
+    infinity, or nothing but negative infinity, becomes NaN.
+
+    References
+    ----------
+    Dukhan, Ablavatski (2020), arXiv 2001.04438.
+
+    Examples
+    --------
+    >>> softmax(np.array([1000.0, 1001.0, 1002.0])).round(4)
+    array([0.09  , 0.2447, 0.6652])
+    """
+    cdef np.ndarray array = _float_array(x, "x")
+    return _forward(SOFTMAX, array, _axis_of(array, axis), _code_of(algorithm), out)
+
+
+def log_softmax(x, *, axis=-1, out=None):
+    """Logarithm of the softmax: ``x - log(sum(exp(x)))`` along one axis.
+
+    Parameters
+    ----------
+    x, axis, out
+        As for :func:`softmax`.
+
+    Returns
+    -------
+    array, shape and dtype of ``x``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`softmax`.
+
+    Notes
+    -----
+    ``(x - largest) - log_sum`` with ``log_sum = log1p(sum of the other exponentials)``: both terms have one sign,
+    so a value near 0 keeps its digits.
+
+    References
+    ----------
+    Dukhan, Ablavatski (2020), arXiv 2001.04438 (the sum).
+
+    Examples
+    --------
+    >>> log_softmax(np.array([0.0, 0.0])).round(4)
+    array([-0.6931, -0.6931])
+    """
+    cdef np.ndarray array = _float_array(x, "x")
+    return _forward(LOG_SOFTMAX, array, _axis_of(array, axis), 0, out)
+
+
+# ---- with pullbacks: the array's rows are made contiguous, moved to the last axis ------------------------------------
+
+cdef class _Rows:
+    """An array's rows along one axis, and where they go back."""
+
+    cdef np.ndarray x
+    cdef np.ndarray original
+    cdef int axis
+    cdef bint last
+    cdef bint single
+    cdef size_t rows, length, stride
+
+    cdef object put_back(self, np.ndarray y):
+        return y if self.last else numpy.ascontiguousarray(numpy.moveaxis(y, -1, self.axis))
+
+    cdef np.ndarray cotangent(self, g, name):
+        """A cotangent of the array's shape, in its dtype, as contiguous rows."""
+        cdef np.ndarray array = numpy.asarray(g, dtype=(<object> self.original).dtype)
+        _checks.shape(array, name, (<object> self.original).shape)
+        return numpy.ascontiguousarray(array if self.last else numpy.moveaxis(array, self.axis, -1))
+
+
+cdef _Rows _rows_along(np.ndarray array, int axis):
+    cdef _Rows r = _Rows.__new__(_Rows)
+    r.original = array
+    r.axis = axis
+    r.last = axis == np.PyArray_NDIM(array) - 1
+    r.single = np.PyArray_TYPE(array) == np.NPY_FLOAT
+    r.x = _rows_contiguous(array if r.last else numpy.moveaxis(array, axis, -1), 1, &r.rows, &r.length, &r.stride)
+    return r
+
+
+cdef class _Stats:
+    """Each row's largest entry and log_sum, so that log(sum(exp(x))) = largest + log_sum."""
+
+    cdef np.ndarray largest
+    cdef np.ndarray log_sum
+
+
+cdef _Stats _stats_of(_Rows r, np.ndarray z):
+    """The rows' stats; log-softmax to `z` on the way unless it is None."""
+    cdef _Stats s = _Stats.__new__(_Stats)
+    cdef int failed = 0
+    s.largest = numpy.empty(r.rows)
+    s.log_sum = numpy.empty(r.rows)
+    cdef double *largest = <double *> np.PyArray_DATA(s.largest)
+    cdef double *log_sum = <double *> np.PyArray_DATA(s.log_sum)
+    cdef void *x = np.PyArray_DATA(r.x)
+    cdef void *target = NULL if z is None else np.PyArray_DATA(z)
+    if r.rows:
+        with nogil:
+            if r.single:
+                failed = rn_softmax().log_softmax_f32(<const float *> x, r.stride, <float *> target, r.rows, r.length, largest, log_sum)
+            else:
+                failed = rn_softmax().log_softmax_f64(<const double *> x, r.stride, <double *> target, r.rows, r.length, largest, log_sum)
+    if failed:
+        raise MemoryError
+    return s
+
+
+def softmax_vjp(x, *, axis=-1, algorithm="two_pass"):
+    """Return :func:`softmax` and its pullback ``dy -> (dx,)``.
+
+    Parameters, errors and references are those of :func:`softmax`.
+
+    Notes
+    -----
+    ``dx = y * (dy - sum(dy * y))``.
+
+    Examples
+    --------
+    >>> y, pullback = softmax_vjp(np.array([1.0, 2.0]))
+    >>> float(pullback(np.ones(2))[0].sum().round(12))
+    0.0
+    """
+    cdef np.ndarray array = _float_array(x, "x")
+    cdef _Rows r = _rows_along(array, _axis_of(array, axis))
+    cdef np.ndarray rows_y = _fresh(r.x)
+    _run(SOFTMAX, r.x, rows_y, r.rows, r.length, r.stride, _code_of(algorithm))
+
+    def pullback(dy):
+        cdef np.ndarray g = r.cotangent(dy, "dy")
+        cdef np.ndarray dx = _fresh(rows_y)
+        cdef void *y_data = np.PyArray_DATA(rows_y)
+        cdef void *g_data = np.PyArray_DATA(g)
+        cdef void *dx_data = np.PyArray_DATA(dx)
+        with nogil:
+            if r.single:
+                rn_softmax().softmax_backward_f32(<const float *> y_data, <const float *> g_data, <float *> dx_data, r.rows, r.length)
+            else:
+                rn_softmax().softmax_backward_f64(<const double *> y_data, <const double *> g_data, <double *> dx_data, r.rows, r.length)
+        return (r.put_back(dx),)
+
+    return r.put_back(rows_y), pullback
+
+
+def log_softmax_vjp(x, *, axis=-1):
+    """Return :func:`log_softmax` and its pullback ``dz -> (dx,)``.
+
+    Parameters, errors and references are those of :func:`log_softmax`.
+
+    Notes
+    -----
+    ``dx = dz - softmax(x) * sum(dz)``.
+
+    Examples
+    --------
+    >>> z, pullback = log_softmax_vjp(np.array([0.0, 0.0]))
+    >>> pullback(np.array([1.0, 0.0]))[0]
+    array([ 0.5, -0.5])
+    """
+    cdef np.ndarray array = _float_array(x, "x")
+    cdef _Rows r = _rows_along(array, _axis_of(array, axis))
+    cdef np.ndarray z = _fresh(r.x)
+    cdef _Stats s = _stats_of(r, z)
+
+    def pullback(dz):
+        cdef np.ndarray g = r.cotangent(dz, "dz")
+        cdef np.ndarray dx = _fresh(r.x)
+        cdef void *x_data = np.PyArray_DATA(r.x)
+        cdef void *g_data = np.PyArray_DATA(g)
+        cdef void *dx_data = np.PyArray_DATA(dx)
+        cdef double *largest = <double *> np.PyArray_DATA(s.largest)
+        cdef double *log_sum = <double *> np.PyArray_DATA(s.log_sum)
+        with nogil:
+            if r.single:
+                rn_softmax().log_softmax_backward_f32(<const float *> x_data, r.stride, <const float *> g_data, <float *> dx_data, r.rows, r.length, largest, log_sum)
+            else:
+                rn_softmax().log_softmax_backward_f64(<const double *> x_data, r.stride, <const double *> g_data, <double *> dx_data, r.rows, r.length, largest, log_sum)
+        return (r.put_back(dx),)
+
+    return r.put_back(z), pullback
+
+
+cdef _logsumexp(_Rows r, _Stats s, bint keepdims):
+    total = s.largest + s.log_sum
+    undefined = numpy.isnan(total)
+    if undefined.any():
+        # No finite largest entry: the largest itself is the limit (NaN, inf or -inf).
+        total[undefined] = r.x.reshape(r.rows, r.length)[undefined].max(axis=1)
+    shape = list((<object> r.original).shape)
+    if keepdims:
+        shape[r.axis] = 1
+    else:
+        del shape[r.axis]
+    with numpy.errstate(over="ignore"):
+        return total.astype(r.x.dtype).reshape(shape)
+
+
+def logsumexp(x, *, axis=-1, keepdims=False):
+    """Logarithm of the sum of exponentials along one axis.
+
+    Parameters
+    ----------
+    x, axis
+        As for :func:`softmax`.
+    keepdims : bool
+        Keep the axis, with one entry.
+
+    Returns
+    -------
+    array, dtype of ``x``, its shape without ``axis``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`softmax`.
+
+    Notes
+    -----
+    ``largest + log1p(rest)``. Nothing but negative infinity gives negative infinity; positive infinity gives itself.
+
+    References
+    ----------
+    Dukhan, Ablavatski (2020), arXiv 2001.04438 (the sum).
+
+    Examples
+    --------
+    >>> float(logsumexp(np.array([1000.0, 1000.0])).round(4))
+    1000.6931
+    """
+    cdef np.ndarray array = _float_array(x, "x")
+    cdef _Rows r = _rows_along(array, _axis_of(array, axis))
+    return _logsumexp(r, _stats_of(r, None), keepdims)
+
+
+def logsumexp_vjp(x, *, axis=-1, keepdims=False):
+    """Return :func:`logsumexp` and its pullback ``dlse -> (dx,)``.
+
+    Parameters, errors and references are those of :func:`logsumexp`.
+
+    Notes
+    -----
+    ``dx = dlse * softmax(x)``.
+
+    Examples
+    --------
+    >>> y, pullback = logsumexp_vjp(np.array([0.0, 0.0]))
+    >>> pullback(np.float64(2.0))[0]
+    array([1., 1.])
+    """
+    cdef np.ndarray array = _float_array(x, "x")
+    cdef _Rows r = _rows_along(array, _axis_of(array, axis))
+    cdef _Stats s = _stats_of(r, None)
+    value = _logsumexp(r, s, keepdims)
+
+    def pullback(dlse):
+        wide = numpy.asarray(dlse, dtype=numpy.float64)
+        _checks.shape(wide, "dlse", value.shape)
+        cdef np.ndarray factor = numpy.ascontiguousarray(wide).reshape(r.rows)
+        return (r.put_back(_softmax_times(r, s, factor)),)
+
+    return value, pullback
+
+
+cdef np.ndarray _softmax_times(_Rows r, _Stats s, np.ndarray factor):
+    cdef np.ndarray dx = _fresh(r.x)
+    cdef void *x_data = np.PyArray_DATA(r.x)
+    cdef void *dx_data = np.PyArray_DATA(dx)
+    cdef double *largest = <double *> np.PyArray_DATA(s.largest)
+    cdef double *log_sum = <double *> np.PyArray_DATA(s.log_sum)
+    cdef double *weight = <double *> np.PyArray_DATA(factor)
+    with nogil:
+        if r.single:
+            rn_softmax().softmax_from_stats_f32(<const float *> x_data, r.stride, <float *> dx_data, r.rows, r.length, largest, log_sum, weight)
+        else:
+            rn_softmax().softmax_from_stats_f64(<const double *> x_data, r.stride, <double *> dx_data, r.rows, r.length, largest, log_sum, weight)
+    return dx
+
+
+# ---- cross-entropy ------------------------------------------------------------------------------------------------
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+cdef _reduce(np.ndarray losses, reduction, size_t counted, dtype):
+    """The losses, or their sum or mean in float64, rounded once to `dtype`."""
+    with numpy.errstate(over="ignore"):
+        if reduction == "none":
+            return losses.astype(dtype)
+        total = losses.sum()
+        return numpy.asarray(total / counted if reduction == "mean" else total).astype(dtype)
+
+
+cdef np.ndarray _row_weights(dloss, np.ndarray logits, reduction, size_t counted):
+    """What each row's loss is multiplied by: float64, one a row."""
+    wide = numpy.asarray(dloss, dtype=numpy.float64)
+    rows = np.PyArray_DIM(logits, 0)
+    _checks.shape(wide, "dloss", (rows,) if reduction == "none" else ())
+    if reduction == "none":
+        return numpy.ascontiguousarray(wide)
+    return numpy.full(rows, wide / counted if reduction == "mean" else wide)
+
+
+cdef _check_counted(reduction, size_t counted, size_t rows):
+    if reduction == "mean" and counted == 0:
+        _checks.fail("target", "at least one row that is not ignored for the mean", f"{rows} rows, 0 counted")
+
+
+cdef np.ndarray _logits_of(logits):
+    cdef np.ndarray array = _float_array(logits, "logits")
+    if np.PyArray_NDIM(array) != 2:
+        _checks.float_array(array, "logits", ndim=2)
+    if np.PyArray_DIM(array, 1) == 0:
+        _checks.not_empty(array, "logits", (1,))
+    return array
+
+
+cdef class _Hard:
+    """Checked arguments of the cross-entropy with integer targets, and what its value leaves behind."""
+
+    cdef _Rows r
+    cdef _Stats s
+    cdef np.ndarray target
+    cdef double smoothing
+    cdef size_t counted
+    cdef object value
+
+
+cdef _Hard _cross_entropy(logits, target, label_smoothing, ignore_index, reduction):
+    cdef _Hard h = _Hard.__new__(_Hard)
+    cdef np.ndarray array = _logits_of(logits)
+    classes = _checks.integer_array(target, "target", ndim=1)
+    _checks.shape(classes, "target", (array.shape[0],))
+    _checks.in_range(label_smoothing, "label_smoothing", 0, 1, closed="left")
+    _checks.whole(ignore_index, "ignore_index")
+    _checks.one_of(reduction, "reduction", REDUCTIONS)
+    counts = classes != ignore_index
+    wrong = counts & ((classes < 0) | (classes >= array.shape[1]))
+    if wrong.any():
+        _checks.fail("target", f"classes from 0 to {array.shape[1] - 1} or {ignore_index}", classes[wrong][0])
+    h.target = numpy.where(counts, classes, -1).astype(numpy.int64)
+    h.counted = int(counts.sum())
+    _check_counted(reduction, h.counted, array.shape[0])
+    h.smoothing = label_smoothing
+    h.r = _rows_along(array, 1)
+    h.s = _Stats.__new__(_Stats)
+    h.s.largest = numpy.empty(h.r.rows)
+    h.s.log_sum = numpy.empty(h.r.rows)
+    cdef np.ndarray losses = numpy.empty(h.r.rows)
+    cdef void *x = np.PyArray_DATA(h.r.x)
+    cdef double *loss = <double *> np.PyArray_DATA(losses)
+    cdef double *largest = <double *> np.PyArray_DATA(h.s.largest)
+    cdef double *log_sum = <double *> np.PyArray_DATA(h.s.log_sum)
+    cdef int64_t *classes_data = <int64_t *> np.PyArray_DATA(h.target)
+    cdef int failed = 0
+    if h.r.rows:
+        with nogil:
+            if h.r.single:
+                failed = rn_softmax().cross_entropy_f32(<const float *> x, h.r.stride, classes_data, h.r.rows, h.r.length, h.smoothing, loss, largest, log_sum)
+            else:
+                failed = rn_softmax().cross_entropy_f64(<const double *> x, h.r.stride, classes_data, h.r.rows, h.r.length, h.smoothing, loss, largest, log_sum)
+    if failed:
+        raise MemoryError
+    h.value = _reduce(losses, reduction, h.counted, h.r.x.dtype)
+    return h
+
+
+def cross_entropy(logits, target, *, label_smoothing=0.0, ignore_index=-100, reduction="mean"):
+    """Cross-entropy of the softmax of ``logits`` with integer targets.
+
+    Parameters
+    ----------
+    logits : array (B, C)
+    target : integer array (B,)
+        Classes from 0 to C - 1, or ``ignore_index``.
+    label_smoothing : float in [0, 1)
+        Part of the target distribution that is spread evenly over all classes.
+    ignore_index : int
+        Rows with this target have loss 0 and do not count in the mean.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    array () or, for ``reduction="none"``, (B,); dtype of ``logits``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.softmax.cross_entropy`.
+
+    Notes
+    -----
+    ``log_sum + (1 - label_smoothing) (largest - x_target) + label_smoothing (largest - mean(x))``: a sum of terms
+    that are not negative.
+
+    References
+    ----------
+    Dukhan, Ablavatski (2020), arXiv 2001.04438 (the sum of exponentials).
+
+    Examples
+    --------
+    >>> float(cross_entropy(np.array([[1000.0, 1001.0, 1002.0]]), np.array([2])).round(6))
+    0.407606
+    """
+    return _cross_entropy(logits, target, label_smoothing, ignore_index, reduction).value
+
+
+def cross_entropy_vjp(logits, target, *, label_smoothing=0.0, ignore_index=-100, reduction="mean"):
+    """Return :func:`cross_entropy` and its pullback ``dloss -> (dlogits,)``.
+
+    Parameters, errors and references are those of :func:`cross_entropy`; the integer target has no cotangent.
+
+    Notes
+    -----
+    ``dlogits = weight * (softmax(logits) - q)`` with the target distribution ``q``, in one pass over the logits.
+
+    Examples
+    --------
+    >>> loss, pullback = cross_entropy_vjp(np.zeros((1, 2)), np.array([1]))
+    >>> pullback(np.float64(1.0))[0]
+    array([[ 0.5, -0.5]])
+    """
+    cdef _Hard h = _cross_entropy(logits, target, label_smoothing, ignore_index, reduction)
+
+    def pullback(dloss):
+        cdef np.ndarray weights = _row_weights(dloss, h.r.x, reduction, h.counted)
+        cdef np.ndarray dx = _fresh(h.r.x)
+        cdef void *x = np.PyArray_DATA(h.r.x)
+        cdef void *to = np.PyArray_DATA(dx)
+        cdef double *weight = <double *> np.PyArray_DATA(weights)
+        cdef double *largest = <double *> np.PyArray_DATA(h.s.largest)
+        cdef double *log_sum = <double *> np.PyArray_DATA(h.s.log_sum)
+        cdef int64_t *classes = <int64_t *> np.PyArray_DATA(h.target)
+        with nogil:
+            if h.r.single:
+                rn_softmax().cross_entropy_backward_f32(<const float *> x, h.r.stride, classes, <float *> to, h.r.rows, h.r.length, h.smoothing, weight, largest, log_sum)
+            else:
+                rn_softmax().cross_entropy_backward_f64(<const double *> x, h.r.stride, classes, <double *> to, h.r.rows, h.r.length, h.smoothing, weight, largest, log_sum)
+        return (dx,)
+
+    return h.value, pullback
+
+
+cdef class _Soft:
+    cdef _Rows r
+    cdef _Stats s
+    cdef np.ndarray q
+    cdef np.ndarray q_sum
+    cdef object value
+
+
+cdef _Soft _soft_cross_entropy(logits, target, reduction):
+    cdef _Soft h = _Soft.__new__(_Soft)
+    cdef np.ndarray array = _logits_of(logits)
+    cdef np.ndarray given = _float_array(target, "target")
+    _checks.same_dtype("logits", array, target=given)
+    _checks.shape(given, "target", (array.shape[0], array.shape[1]))
+    _checks.one_of(reduction, "reduction", REDUCTIONS)
+    _check_counted(reduction, array.shape[0], array.shape[0])
+    h.r = _rows_along(numpy.ascontiguousarray(array), 1)
+    h.q = numpy.ascontiguousarray(given)
+    h.s = _Stats.__new__(_Stats)
+    h.s.largest = numpy.empty(h.r.rows)
+    h.s.log_sum = numpy.empty(h.r.rows)
+    h.q_sum = numpy.empty(h.r.rows)
+    cdef np.ndarray losses = numpy.empty(h.r.rows)
+    cdef void *x = np.PyArray_DATA(h.r.x)
+    cdef void *weights = np.PyArray_DATA(h.q)
+    cdef double *loss = <double *> np.PyArray_DATA(losses)
+    cdef double *sums = <double *> np.PyArray_DATA(h.q_sum)
+    cdef double *largest = <double *> np.PyArray_DATA(h.s.largest)
+    cdef double *log_sum = <double *> np.PyArray_DATA(h.s.log_sum)
+    cdef int failed = 0
+    if h.r.rows:
+        with nogil:
+            if h.r.single:
+                failed = rn_softmax().soft_cross_entropy_f32(<const float *> x, <const float *> weights, h.r.rows, h.r.length, loss, sums, largest, log_sum)
+            else:
+                failed = rn_softmax().soft_cross_entropy_f64(<const double *> x, <const double *> weights, h.r.rows, h.r.length, loss, sums, largest, log_sum)
+    if failed:
+        raise MemoryError
+    h.value = _reduce(losses, reduction, h.r.rows, h.r.x.dtype)
+    return h
+
+
+def soft_cross_entropy(logits, target, *, reduction="mean"):
+    """Cross-entropy of the softmax of ``logits`` with weights of the classes, which need not sum to 1.
+
+    Parameters
+    ----------
+    logits, target : arrays (B, C) of one dtype
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    array () or, for ``reduction="none"``, (B,); dtype of ``logits``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.softmax.soft_cross_entropy`.
+
+    Notes
+    -----
+    ``sum(target * (largest - x)) + log_sum * sum(target)``; a weight of exactly 0 counts as 0 even where ``x`` is
+    negative infinity.
+
+    References
+    ----------
+    Dukhan, Ablavatski (2020), arXiv 2001.04438 (the sum of exponentials).
+
+    Examples
+    --------
+    >>> float(soft_cross_entropy(np.zeros((1, 2)), np.array([[0.25, 0.75]])).round(6))
+    0.693147
+    """
+    return _soft_cross_entropy(logits, target, reduction).value
+
+
+def soft_cross_entropy_vjp(logits, target, *, reduction="mean"):
+    """Return :func:`soft_cross_entropy` and its pullback ``dloss -> (dlogits, dtarget)``.
+
+    Parameters, errors and references are those of :func:`soft_cross_entropy`.
+
+    Notes
+    -----
+    ``dlogits = weight * (softmax(logits) * sum(target) - target)`` and
+    ``dtarget = weight * (logsumexp(logits) - logits)``.
+
+    Examples
+    --------
+    >>> loss, pullback = soft_cross_entropy_vjp(np.zeros((1, 2)), np.array([[0.25, 0.75]]))
+    >>> pullback(np.float64(1.0))[0]
+    array([[ 0.25, -0.25]])
+    """
+    cdef _Soft h = _soft_cross_entropy(logits, target, reduction)
+
+    def pullback(dloss):
+        cdef np.ndarray weights = _row_weights(dloss, h.r.x, reduction, h.r.rows)
+        cdef np.ndarray dx = _fresh(h.r.x)
+        cdef np.ndarray dq = _fresh(h.r.x)
+        cdef void *x = np.PyArray_DATA(h.r.x)
+        cdef void *given = np.PyArray_DATA(h.q)
+        cdef void *to = np.PyArray_DATA(dx)
+        cdef void *to_q = np.PyArray_DATA(dq)
+        cdef double *weight = <double *> np.PyArray_DATA(weights)
+        cdef double *sums = <double *> np.PyArray_DATA(h.q_sum)
+        cdef double *largest = <double *> np.PyArray_DATA(h.s.largest)
+        cdef double *log_sum = <double *> np.PyArray_DATA(h.s.log_sum)
+        with nogil:
+            if h.r.single:
+                rn_softmax().soft_cross_entropy_backward_f32(<const float *> x, <const float *> given, <float *> to, <float *> to_q, h.r.rows, h.r.length, weight, sums, largest, log_sum)
+            else:
+                rn_softmax().soft_cross_entropy_backward_f64(<const double *> x, <const double *> given, <double *> to, <double *> to_q, h.r.rows, h.r.length, weight, sums, largest, log_sum)
+        return dx, dq
+
+    return h.value, pullback
