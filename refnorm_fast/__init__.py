@@ -27,13 +27,14 @@ except ModuleNotFoundError as error:
         name="refnorm_fast",
     ) from None
 
-ROOMS = ("attention", "nn", "norms", "poincare", "quantizers", "softmax", "solvers")
+ROOMS = ("attention", "models", "nn", "norms", "poincare", "quantizers", "softmax", "solvers")
 
 __all__ = [
     "ROOMS",
     "attention",
     "get_num_threads",
     "isa",
+    "models",
     "nn",
     "norms",
     "poincare",
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from refnorm_fast import attention, nn, norms, poincare, quantizers, softmax, solvers
+    from refnorm_fast import attention, models, nn, norms, poincare, quantizers, softmax, solvers
 
 
 def __getattr__(name: str) -> ModuleType:

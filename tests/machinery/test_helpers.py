@@ -93,6 +93,6 @@ def test_every_public_name_of_a_room_belongs_to_a_method():
     listed = {}
     for method in catalogue.methods():
         listed.setdefault(method.room, set()).update(method.functions, (f"{name}_vjp" for name in method.functions))
-    for room in refnorm.ROOMS:
+    for room in set(refnorm.ROOMS) - {"models"}:  # models are loaders and programs built of methods
         public = set(importlib.import_module(f"refnorm.{room}").__all__)
         assert public <= listed.get(room, set()), f"{room}: {public - listed.get(room, set())}"

@@ -1,0 +1,49 @@
+/* Tiled softmax attention. */
+#include "attention.h"
+
+#include "parallel.h"
+#include "vec_math.h"
+
+/* Keys a block of the online softmax, rows a group at most, bytes of a group's scores, rows a chunk. */
+enum { KEY_BLOCK = 512, GROUP_ROWS = 96, SCORE_BYTES = 24 << 10, CHUNK_ROWS = 192 };
+
+/* 2^y for y <= 0, relative error below 2e-7; 0 below 2^-126. The scale of the scores has log2(e) in it. */
+RN_INLINE vf32 exp2_f32(vf32 y) {
+    vf32 bounded = vf32_max(vf32_set(-126.0f), y); /* NaN stays: it is the second argument */
+    vf32 n = vf32_rint_small(bounded), t = bounded - n;
+    vf32 p = vf32_fma(vf32_set(0x1.41d330p-13f), t, vf32_set(0x1.5f456ap-10f));
+    p = vf32_fma(p, t, vf32_set(0x1.3b2dbcp-7f));
+    p = vf32_fma(p, t, vf32_set(0x1.c6aed4p-5f));
+    p = vf32_fma(p, t, vf32_set(0x1.ebfbdap-3f));
+    p = vf32_fma(p, t, vf32_set(0x1.62e430p-1f));
+    p = vf32_fma(p, t, vf32_set(1.0f));
+    return (vf32)(~(y < -126.0f) & (vi32)(p * vf32_pow2(n)));
+}
+
+#define REAL float
+#define TILE_TYPE f32
+#define TILE_VEC vf32
+#define ATTENTION_EXP exp2_f32
+#define ATTENTION_UNIT 1.4426950408889634
+#include "tile.h"
+#include "attention_rows.h"
+#undef REAL
+#undef TILE_TYPE
+#undef TILE_VEC
+#undef ATTENTION_EXP
+#undef ATTENTION_UNIT
+
+#define REAL double
+#define TILE_TYPE f64
+#define TILE_VEC vf64
+#define ATTENTION_EXP vf64_exp
+#define ATTENTION_UNIT 1.0
+#include "tile.h"
+#include "attention_rows.h"
+
+RN_TABLE(attention) = {
+    .items_f32 = items_f32,
+    .items_f64 = items_f64,
+    .packed_f32 = packed_f32,
+    .packed_f64 = packed_f64,
+};

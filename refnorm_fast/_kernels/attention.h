@@ -1,0 +1,41 @@
+/* Softmax attention that keeps no score matrix in memory. */
+#ifndef REFNORM_ATTENTION_H
+#define REFNORM_ATTENTION_H
+
+#include <stdint.h>
+
+#include "dispatch.h"
+
+/* `items` independent attentions (of one batch entry and head each), all of one shape:
+ *     out = softmax(scale * query @ key^T, over the keys that may be attended to) @ value
+ * query (length, depth), key (keys, depth), value (keys, width), out (length, width); strides count elements between
+ * rows, entries of a row are adjacent. A row that may attend to nothing gives zeros. */
+typedef struct {
+    const void *query, *key, *value;
+    void *out;
+    size_t length, keys, depth, width;
+    ptrdiff_t query_stride, key_stride, value_stride, out_stride;
+    double scale;
+    const uint8_t *mask; /* NULL, or mask[row * mask_row + key * mask_key] != 0 where row may attend to key */
+    ptrdiff_t mask_row, mask_key;
+    int causal; /* row i attends to keys up to i + causal_shift */
+    ptrdiff_t causal_shift;
+} rn_attention_item;
+
+typedef struct {
+    /* 0, or -1 where scratch memory ran out. */
+    int (*items_f32)(const rn_attention_item *items, size_t count);
+    int (*items_f64)(const rn_attention_item *items, size_t count);
+    /* Packed sequences: rows offsets[i] to offsets[i + 1] attend to each other, for each of `heads` column ranges of
+     * `depth` columns. */
+    int (*packed_f32)(const float *query, const float *key, const float *value, ptrdiff_t query_stride,
+                      ptrdiff_t key_stride, ptrdiff_t value_stride, const int64_t *offsets, size_t sequences,
+                      size_t heads, size_t depth, double scale, float *out, ptrdiff_t out_stride);
+    int (*packed_f64)(const double *query, const double *key, const double *value, ptrdiff_t query_stride,
+                      ptrdiff_t key_stride, ptrdiff_t value_stride, const int64_t *offsets, size_t sequences,
+                      size_t heads, size_t depth, double scale, double *out, ptrdiff_t out_stride);
+} rn_attention_table;
+
+RN_EXPORT const rn_attention_table *rn_attention(void);
+
+#endif

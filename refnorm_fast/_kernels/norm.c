@@ -1,0 +1,34 @@
+/* Layer norm and its relatives, float32 and float64 from one body. */
+#include "norm.h"
+
+#include <math.h>
+
+#include "parallel.h"
+#include "vec_math.h"
+
+#define T float
+#define VT vf32
+#define LANES VF32
+#define V(name) vf32_##name
+#define N(name) name##_f32
+#define WIDE 0
+#include "norm_body.h"
+#undef T
+#undef VT
+#undef LANES
+#undef V
+#undef N
+#undef WIDE
+
+#define T double
+#define VT vf64
+#define LANES VF64
+#define V(name) vf64_##name
+#define N(name) name##_f64
+#define WIDE 1
+#include "norm_body.h"
+
+RN_TABLE(norm) = {.norm_f32 = norm_f32,
+                  .norm_f64 = norm_f64,
+                  .norm_backward_f32 = norm_backward_f32,
+                  .norm_backward_f64 = norm_backward_f64};

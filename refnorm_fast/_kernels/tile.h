@@ -1,0 +1,87 @@
+/* Register tiles of a matrix product, for the type REAL. Included once a type, by gemm.c and attention.c.
+ *
+ * A tile is TILE_ROWS x TILE_COLUMNS outputs, held in registers while the depth runs: two vectors of a panel of
+ * the right operand are loaded and TILE_ROWS entries of the left operand are broadcast for each step, so that
+ * 2 * TILE_ROWS multiply-adds share 2 + TILE_ROWS loads. The right operand is packed: panel after panel of
+ * TILE_COLUMNS columns, each stored depth-major (TILE_COLUMNS consecutive entries a step), zero padded.
+ *
+ * Every output is one chain of multiply-adds in the order of the depth, whatever the tile's height: results do not
+ * depend on how rows are shared out. */
+#if !defined(TILE_ROWS)
+#if defined(__AVX512F__) || REFNORM_VECTOR_BYTES == 64 || defined(__aarch64__)
+#define TILE_ROWS 12 /* 24 accumulators of 32 registers */
+#else
+#define TILE_ROWS 6 /* 12 accumulators of 16 registers */
+#endif
+#endif
+
+#define TILE_PASTE2(a, b) a##_##b
+#define TILE_PASTE(a, b) TILE_PASTE2(a, b)
+#define TILE(name) TILE_PASTE(name, TILE_TYPE) /* TILE(tile) is tile_f32 or tile_f64 */
+#define TILE_VECTOR(name) TILE_PASTE(TILE_VEC, name)
+
+/* c[row, :] = start + a[row, :] @ panel for `rows` rows. start is c itself (`add`), or `start` (one entry a column),
+ * or zero (NULL). c has room for TILE_COLUMNS columns. */
+RN_INLINE void TILE(tile_of)(const int rows, const REAL *a, size_t a_stride, const REAL *panel, size_t depth, REAL *c,
+                             size_t c_stride, const REAL *start, int add) {
+    TILE_VEC sum[TILE_ROWS][2];
+    const size_t lanes = sizeof(TILE_VEC) / sizeof(REAL);
+    if (add) {
+#pragma GCC unroll 12
+        for (int row = 0; row < rows; row++) {
+            sum[row][0] = TILE_VECTOR(load)(c + (size_t)row * c_stride);
+            sum[row][1] = TILE_VECTOR(load)(c + (size_t)row * c_stride + lanes);
+        }
+    } else {
+        TILE_VEC first = TILE_VECTOR(set)(0), second = first;
+        if (start != NULL) {
+            first = TILE_VECTOR(load)(start);
+            second = TILE_VECTOR(load)(start + lanes);
+        }
+#pragma GCC unroll 12
+        for (int row = 0; row < rows; row++) {
+            sum[row][0] = first;
+            sum[row][1] = second;
+        }
+    }
+    for (size_t k = 0; k < depth; k++) {
+        TILE_VEC left = TILE_VECTOR(load)(panel), right = TILE_VECTOR(load)(panel + lanes);
+        panel += 2 * lanes;
+#pragma GCC unroll 12
+        for (int row = 0; row < rows; row++) {
+            TILE_VEC each = TILE_VECTOR(set)(a[(size_t)row * a_stride + k]);
+            sum[row][0] = TILE_VECTOR(fma)(each, left, sum[row][0]);
+            sum[row][1] = TILE_VECTOR(fma)(each, right, sum[row][1]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int row = 0; row < rows; row++) {
+        TILE_VECTOR(store)(c + (size_t)row * c_stride, sum[row][0]);
+        TILE_VECTOR(store)(c + (size_t)row * c_stride + lanes, sum[row][1]);
+    }
+}
+
+#define TILE_CASE(n)                                                                  \
+    case n:                                                                           \
+        TILE(tile_of)(n, a, a_stride, panel, depth, c, c_stride, start, add);         \
+        break;
+static __attribute__((noinline)) void TILE(tile)(int rows, const REAL *a, size_t a_stride, const REAL *panel,
+                                                 size_t depth, REAL *c, size_t c_stride, const REAL *start, int add) {
+    switch (rows) {
+        TILE_CASE(1)
+        TILE_CASE(2)
+        TILE_CASE(3)
+        TILE_CASE(4)
+        TILE_CASE(5)
+        TILE_CASE(6)
+#if TILE_ROWS == 12
+        TILE_CASE(7)
+        TILE_CASE(8)
+        TILE_CASE(9)
+        TILE_CASE(10)
+        TILE_CASE(11)
+        TILE_CASE(12)
+#endif
+    }
+}
+#undef TILE_CASE
