@@ -1,0 +1,143 @@
+"""The setting of one call: which axis holds the vectors, which curvature, which dtype comes back.
+
+Inside, every vector lies on the last axis in float64, and lengths are measured in a power of two that
+brings the curvature between 1/2 and 2. Both changes are exact, so a formula written for the inside needs
+no care for axes, for float32 or for a curvature of 10^-300.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refnorm import _checks
+from refnorm._typing import AnyArray
+from refnorm.poincare._numerics import Wide, dot, gap
+
+
+@dataclass(frozen=True)
+class Point:
+    """Points of the ball with what the formulas need: |x|^2 and 1 - curvature |x|^2, each with a kept axis."""
+
+    at: Wide
+    square: Wide
+    gap: Wide
+
+    def opposite(self) -> Point:
+        return Point(-self.at, self.square, self.gap)
+
+
+class Frame:
+    """Checks the arguments of one call and converts arrays in and out.
+
+    Parameters
+    ----------
+    curvature
+        What the caller gave: a finite number > 0, or a 0-d float array.
+    axis
+        Axis of the vectors.
+    check
+        Whether points outside the ball raise.
+    **arrays
+        The float arrays of the call, by argument name; the first one sets dtype and shape.
+    """
+
+    def __init__(self, curvature: Any, axis: int, check: bool, **arrays: Any) -> None:
+        checked = {name: _checks.float_array(array, name, min_ndim=1) for name, array in arrays.items()}
+        (first_name, first), *others = checked.items()
+        _checks.same_dtype(first_name, first, **dict(others))
+        for name, array in others:
+            _checks.shape(array, name, first.shape)
+        (self.axis,) = _checks.axes(axis, first.ndim)
+        _checks.not_empty(first, first_name, (self.axis,))
+        self.dtype, self.shape, self.check = first.dtype, first.shape, check
+        self.given, value = _curvature(curvature)
+        exponent = math.frexp(value)[1] // 2
+        self.curvature, self.unit = math.ldexp(value, -2 * exponent), math.ldexp(1.0, exponent)
+
+    def vector(self, array: Any) -> Wide:
+        """Bring a vector argument inside: float64, last axis, in units of the frame."""
+        inside: Wide = np.moveaxis(np.asarray(array, dtype=np.float64), self.axis, -1) * self.unit
+        return inside
+
+    def point(self, array: Any, name: str) -> Point:
+        """Bring points inside; those outside the ball raise if the call checks."""
+        x = self.vector(array)
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = dot(x, x)
+            far = self.curvature * square >= 2
+            gap_x = gap(np.where(far, 0.0, x), self.curvature)
+            gap_x = np.where(far, 1 - self.curvature * square, gap_x)
+        if self.check and (gap_x <= 0).any():
+            largest = 1 - float(np.nanmin(gap_x))
+            _checks.fail(name, "points with curvature * |x|^2 < 1", f"a largest value of {largest:.17g}")
+        return Point(x, square, gap_x)
+
+    def cotangent(self, array: Any, size: int | None = None) -> Wide:
+        """Bring the cotangent of a vector result inside; ``size`` is the vectors' length if it changed."""
+        array = np.asarray(array)
+        kept = self.shape[self.axis] if size is None else size
+        _checks.shape(array, "cotangent", (*self.shape[: self.axis], kept, *self.shape[self.axis + 1 :]))
+        inside: Wide = np.moveaxis(array.astype(np.float64, copy=False), self.axis, -1) / self.unit
+        return inside
+
+    def scalar_cotangent(self, array: Any, degree: int = 0) -> Wide:
+        """Bring the cotangent of one number a vector inside; ``degree`` is the power of length that it has."""
+        array = np.asarray(array)
+        _checks.shape(array, "cotangent", self.shape[: self.axis] + self.shape[self.axis + 1 :])
+        return np.expand_dims(array.astype(np.float64, copy=False), -1) / self.unit**degree
+
+    def leave(self, vector: Wide) -> AnyArray:
+        """Take a vector result outside."""
+        return self._outside(vector / self.unit)
+
+    def leave_inside(self, vector: Wide) -> AnyArray:
+        """Take points outside, rounding towards the interior.
+
+        A point closer to the boundary than the numbers of the dtype resolve would be rounded onto the
+        sphere or beyond. It is moved inward by 1, 2, 4 ... units in the last place until it lies inside.
+        """
+        rounded = (vector / self.unit).astype(self.dtype)
+        step = float(np.finfo(self.dtype).eps)
+        while True:
+            wide = rounded.astype(np.float64) * self.unit
+            with np.errstate(over="ignore", invalid="ignore"):
+                outside = gap(wide, self.curvature) <= 0
+            if not outside.any():
+                return self._outside(rounded)
+            rounded = np.where(outside, rounded * self.dtype.type(1 - step), rounded)
+            step *= 2
+
+    def leave_scalar(self, scalar: Wide, degree: int = 0) -> AnyArray:
+        """Take one number a vector outside."""
+        value: AnyArray = (scalar[..., 0] / self.unit**degree).astype(self.dtype)
+        return value
+
+    def leave_cotangent(self, vector: Wide) -> AnyArray:
+        """Take the cotangent of a vector argument outside."""
+        return self._outside(vector * self.unit)
+
+    def leave_curvature(self, terms: Wide) -> AnyArray:
+        """Sum the curvature's cotangent over all points and take it outside."""
+        dtype = self.given.dtype if self.given is not None else self.dtype
+        total: AnyArray = np.asarray(terms.sum() / self.unit**2, dtype=dtype)
+        return total
+
+    def _outside(self, vector: AnyArray) -> AnyArray:
+        with np.errstate(over="ignore"):
+            moved: AnyArray = np.moveaxis(vector, -1, self.axis).astype(self.dtype)
+        return moved
+
+
+def _curvature(value: Any) -> tuple[AnyArray | None, float]:
+    """Return the given 0-d float array, if it is one, and its value; raise unless finite and > 0."""
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "fiu":
+        _checks.fail_type("curvature", "a number or a 0-d float array", f"{array.dtype} of shape {array.shape}")
+    number = float(array)
+    _checks.positive(number, "curvature")
+    is_array = isinstance(value, (np.ndarray, np.generic)) and array.dtype.kind == "f"
+    return (array if is_array else None), number
