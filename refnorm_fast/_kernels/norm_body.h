@@ -338,14 +338,15 @@ static int N(norm)(int kind, const T *x, size_t stride, const T *residual, const
 /* ---- backward --------------------------------------------------------------------------------------------------
  *
  * With c = x - mean (layer norm) or x, g = dy * gain and r = inv_std, all three have the form
- *     dx = r g - slope c - level
- * layer norm:     slope = r^3 mean(g c),                    level = r mean(g)
- * RMS:            slope = r^3 mean(g c),                    level = 0
- * compressed RMS: slope = r^3 sum(g x) / (length + 1),      level = slope sum(x) */
+ *     dx = r ((g - level) - slope c)
+ * layer norm:     slope = r^2 mean(g c),                    level = mean(g)
+ * RMS:            slope = r^2 mean(g c),                    level = 0
+ * compressed RMS: slope = r^2 sum(g x) / (length + 1),      level = slope sum(x)
+ * The mean is subtracted before the multiplication by r: for one unit g - mean(g) is exactly 0. */
 static void N(backward_row)(int kind, const T *x, const T *gain, const T *dy, T *dx, size_t length, double centre,
                             double inv_std, double *dgain, double *dbias) {
     double mean = kind == RN_LAYER_NORM ? centre : 0;
-    VT high = V(set)((T)mean), low = V(set)((T)(mean - (double)(T)mean)), one = V(set)(1), zero = {0};
+    VT high = V(set)((T)mean), low = V(set)((T)(mean - (double)(T)mean)), one = V(set)(1);
     vf64 sum[2] = {{0}, {0}}, product[2] = {{0}, {0}}, g_part[2], c_part[2];
     /* dx may be dy: everything that needs dy is read before it is overwritten. */
     size_t i;
@@ -362,8 +363,8 @@ static void N(backward_row)(int kind, const T *x, const T *gain, const T *dy, T 
         }
     }
     double g_sum = vf64_sum(sum[0] + sum[1]), g_c = vf64_sum(product[0] + product[1]);
-    double slope = inv_std * inv_std * inv_std * g_c / (double)(kind == RN_COMPRESSED_RMS_NORM ? length + 1 : length);
-    double level = kind == RN_LAYER_NORM ? inv_std * (g_sum / (double)length)
+    double slope = inv_std * inv_std * g_c / (double)(kind == RN_COMPRESSED_RMS_NORM ? length + 1 : length);
+    double level = kind == RN_LAYER_NORM ? g_sum / (double)length
                                          : kind == RN_COMPRESSED_RMS_NORM ? slope * centre : 0;
     if (dbias) {
         for (i = 0; i + LANES <= length; i += LANES) {
@@ -395,7 +396,7 @@ static void N(backward_row)(int kind, const T *x, const T *gain, const T *dy, T 
         VT c = ((whole ? V(load)(x + i) : V(load_part)(x + i, left, 0)) - high) - low;
         VT g = (whole ? V(load)(dy + i) : V(load_part)(dy + i, left, 0)) *
                (!gain ? one : whole ? V(load)(gain + i) : V(load_part)(gain + i, left, 0));
-        VT value = V(fma)(c, a, V(fma)(g, r, zero - b));
+        VT value = V(fma)(c, a, g - b) * r;
         if (whole)
             V(store)(dx + i, value);
         else

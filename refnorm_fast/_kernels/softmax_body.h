@@ -560,6 +560,11 @@ static int N(two_pass_rows)(const T *x, size_t stride, T *y, size_t rows, size_t
 }
 
 static int N(softmax)(const T *x, size_t stride, T *y, size_t rows, size_t length, int algorithm) {
+    if (length == 1) {
+        /* Exactly 1 for any finite entry, NaN otherwise; x may be y. */
+        for (size_t row = 0; row < rows; row++) y[row] = x[row * stride] * 0 + 1;
+        return 0;
+    }
     size_t row_bytes = length * sizeof(T);
     int stream = rows * row_bytes > rn_cache_bytes() / 2 && (const T *)y != x && (uintptr_t)y % sizeof(T) == 0;
     if (algorithm == RN_TWO_PASS_ALWAYS || (algorithm == RN_TWO_PASS && row_bytes > RELOAD_BYTES)) {
