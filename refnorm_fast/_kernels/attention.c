@@ -7,9 +7,10 @@
 /* Keys a block of the online softmax, rows a group at most, bytes of a group's scores, rows a chunk. */
 enum { KEY_BLOCK = 512, GROUP_ROWS = 96, SCORE_BYTES = 24 << 10, CHUNK_ROWS = 192 };
 
-/* 2^y for y <= 0, relative error below 2e-7; 0 below 2^-126. The scale of the scores has log2(e) in it. */
+/* 2^y for y <= 0, relative error below 2e-7; 0 below 2^-126.5. The scale of the scores has log2(e) in it. The bound
+ * makes n = -127 of anything smaller, whose power of two has the exponent field 0: it is the number 0. */
 RN_INLINE vf32 exp2_f32(vf32 y) {
-    vf32 bounded = vf32_max(vf32_set(-126.0f), y); /* NaN stays: it is the second argument */
+    vf32 bounded = vf32_max(vf32_set(-127.0f), y); /* NaN stays: it is the second argument */
     vf32 n = vf32_rint_small(bounded), t = bounded - n;
     vf32 p = vf32_fma(vf32_set(0x1.41d330p-13f), t, vf32_set(0x1.5f456ap-10f));
     p = vf32_fma(p, t, vf32_set(0x1.3b2dbcp-7f));
@@ -17,7 +18,7 @@ RN_INLINE vf32 exp2_f32(vf32 y) {
     p = vf32_fma(p, t, vf32_set(0x1.ebfbdap-3f));
     p = vf32_fma(p, t, vf32_set(0x1.62e430p-1f));
     p = vf32_fma(p, t, vf32_set(1.0f));
-    return (vf32)(~(y < -126.0f) & (vi32)(p * vf32_pow2(n)));
+    return p * vf32_pow2(n);
 }
 
 #define REAL float

@@ -5,8 +5,8 @@
  * 2 * TILE_ROWS multiply-adds share 2 + TILE_ROWS loads. The right operand is packed: panel after panel of
  * TILE_COLUMNS columns, each stored depth-major (TILE_COLUMNS consecutive entries a step), zero padded.
  *
- * Every output is one chain of multiply-adds in the order of the depth, whatever the tile's height: results do not
- * depend on how rows are shared out. */
+ * Every output is summed in the same order, whatever the tile's height: results do not depend on how rows are shared
+ * out. */
 #if !defined(TILE_ROWS)
 #if defined(__AVX512F__) || REFNORM_VECTOR_BYTES == 64 || defined(__aarch64__)
 #define TILE_ROWS 12 /* 24 accumulators of 32 registers */
@@ -21,43 +21,48 @@
 #define TILE_VECTOR(name) TILE_PASTE(TILE_VEC, name)
 
 /* c[row, :] = start + a[row, :] @ panel for `rows` rows. start is c itself (`add`), or `start` (one entry a column),
- * or zero (NULL). c has room for TILE_COLUMNS columns. */
+ * or zero (NULL). c has room for TILE_COLUMNS columns.
+ *
+ * Chains of TILE_CHAIN terms begin at zero and are then added to c: rounding errors are those of short sums, smaller
+ * by the root of depth / TILE_CHAIN than in one long chain. */
+#define TILE_CHAIN 96
 RN_INLINE void TILE(tile_of)(const int rows, const REAL *a, size_t a_stride, const REAL *panel, size_t depth, REAL *c,
                              size_t c_stride, const REAL *start, int add) {
-    TILE_VEC sum[TILE_ROWS][2];
     const size_t lanes = sizeof(TILE_VEC) / sizeof(REAL);
-    if (add) {
+    for (size_t k = 0; k < depth || k == 0; k += TILE_CHAIN) {
+        TILE_VEC sum[TILE_ROWS][2];
 #pragma GCC unroll 12
-        for (int row = 0; row < rows; row++) {
-            sum[row][0] = TILE_VECTOR(load)(c + (size_t)row * c_stride);
-            sum[row][1] = TILE_VECTOR(load)(c + (size_t)row * c_stride + lanes);
-        }
-    } else {
-        TILE_VEC first = TILE_VECTOR(set)(0), second = first;
-        if (start != NULL) {
-            first = TILE_VECTOR(load)(start);
-            second = TILE_VECTOR(load)(start + lanes);
-        }
+        for (int row = 0; row < rows; row++) sum[row][0] = sum[row][1] = TILE_VECTOR(set)(0);
+        size_t end = depth - k < TILE_CHAIN ? depth : k + TILE_CHAIN;
+        for (size_t i = k; i < end; i++) {
+            TILE_VEC left = TILE_VECTOR(load)(panel), right = TILE_VECTOR(load)(panel + lanes);
+            panel += 2 * lanes;
 #pragma GCC unroll 12
-        for (int row = 0; row < rows; row++) {
-            sum[row][0] = first;
-            sum[row][1] = second;
+            for (int row = 0; row < rows; row++) {
+                TILE_VEC each = TILE_VECTOR(set)(a[(size_t)row * a_stride + i]);
+                sum[row][0] = TILE_VECTOR(fma)(each, left, sum[row][0]);
+                sum[row][1] = TILE_VECTOR(fma)(each, right, sum[row][1]);
+            }
         }
-    }
-    for (size_t k = 0; k < depth; k++) {
-        TILE_VEC left = TILE_VECTOR(load)(panel), right = TILE_VECTOR(load)(panel + lanes);
-        panel += 2 * lanes;
+        if (k > 0 || add) {
 #pragma GCC unroll 12
-        for (int row = 0; row < rows; row++) {
-            TILE_VEC each = TILE_VECTOR(set)(a[(size_t)row * a_stride + k]);
-            sum[row][0] = TILE_VECTOR(fma)(each, left, sum[row][0]);
-            sum[row][1] = TILE_VECTOR(fma)(each, right, sum[row][1]);
+            for (int row = 0; row < rows; row++) {
+                REAL *target = c + (size_t)row * c_stride;
+                TILE_VECTOR(store)(target, TILE_VECTOR(load)(target) + sum[row][0]);
+                TILE_VECTOR(store)(target + lanes, TILE_VECTOR(load)(target + lanes) + sum[row][1]);
+            }
+        } else {
+            TILE_VEC first = TILE_VECTOR(set)(0), second = first;
+            if (start != NULL) {
+                first = TILE_VECTOR(load)(start);
+                second = TILE_VECTOR(load)(start + lanes);
+            }
+#pragma GCC unroll 12
+            for (int row = 0; row < rows; row++) {
+                TILE_VECTOR(store)(c + (size_t)row * c_stride, first + sum[row][0]);
+                TILE_VECTOR(store)(c + (size_t)row * c_stride + lanes, second + sum[row][1]);
+            }
         }
-    }
-#pragma GCC unroll 12
-    for (int row = 0; row < rows; row++) {
-        TILE_VECTOR(store)(c + (size_t)row * c_stride, sum[row][0]);
-        TILE_VECTOR(store)(c + (size_t)row * c_stride + lanes, sum[row][1]);
     }
 }
 

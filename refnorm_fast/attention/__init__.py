@@ -1,0 +1,5 @@
+"""Softmax attention as kernels that keep no score matrix in memory."""
+
+from refnorm_fast.attention._core import multi_head_attention, scaled_dot_product_attention
+
+__all__ = ["multi_head_attention", "scaled_dot_product_attention"]

@@ -1,0 +1,25 @@
+from refnorm._typing import AnyArray, Array, F, IntArray
+
+def scaled_dot_product_attention(
+    query: Array[F],
+    key: Array[F],
+    value: Array[F],
+    *,
+    mask: AnyArray | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def multi_head_attention(
+    x: Array[F],
+    weight_in: Array[F],
+    bias_in: Array[F] | None,
+    weight_out: Array[F],
+    bias_out: Array[F] | None,
+    *,
+    heads: int,
+    lengths: IntArray | None = None,
+    mask: AnyArray | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Array[F]: ...

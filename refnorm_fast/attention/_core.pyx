@@ -1,0 +1,214 @@
+"""Attention: checks and layout; the arithmetic is in _kernels/attention.c."""
+
+import math
+
+import numpy
+
+cimport numpy as np
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport free, malloc
+
+np.import_array()
+
+include "../_kernels/rows.pxi"
+
+from refnorm_fast.nn._core import linear
+
+cdef extern from "attention.h":
+    ctypedef struct rn_attention_item:
+        const void *query
+        const void *key
+        const void *value
+        void *out
+        size_t length, keys, depth, width
+        ptrdiff_t query_stride, key_stride, value_stride, out_stride
+        double scale
+        const uint8_t *mask
+        ptrdiff_t mask_row, mask_key
+        int causal
+        ptrdiff_t causal_shift
+    ctypedef struct rn_attention_table:
+        int (*items_f32)(const rn_attention_item *items, size_t count) nogil
+        int (*items_f64)(const rn_attention_item *items, size_t count) nogil
+    const rn_attention_table *rn_attention() nogil
+
+
+cdef np.ndarray _rows_adjacent(array):
+    """`array`, or a copy of it if the entries of a row are not adjacent or strides are no whole entries."""
+    cdef np.ndarray given = array
+    cdef int i, ndim = given.ndim
+    cdef bint fits = given.shape[ndim - 1] <= 1 or given.strides[ndim - 1] == np.PyArray_ITEMSIZE(given)
+    for i in range(ndim - 1):
+        if given.strides[i] % np.PyArray_ITEMSIZE(given) != 0:
+            fits = False
+    return given if fits else numpy.ascontiguousarray(given)
+
+
+def scaled_dot_product_attention(query, key, value, *, mask=None, causal=False, scale=None, out=None):
+    """Average the values, each query weighing them by its likeness to their keys.
+
+    See :func:`refnorm.attention.scaled_dot_product_attention`, whose arguments and errors these are.
+
+    Parameters
+    ----------
+    query : array (..., L, E)
+    key : array (..., S, E)
+    value : array (..., S, V)
+        Leading axes broadcast. float32 or float64.
+    mask : boolean array, broadcastable to (..., L, S), optional
+        True where the query may attend to the key.
+    causal : bool
+        Query ``i`` attends to keys ``0 .. i`` only.
+    scale : float > 0, optional
+        ``1 / sqrt(E)`` by default.
+    out : array (..., L, V), optional
+        Receives the result; may overlap the arguments.
+
+    Notes
+    -----
+    No score matrix is stored: blocks of at most 512 keys pass through the first-level cache, with the online
+    softmax. Where the causal rule excludes a block of keys altogether, its values are not read, so NaN in them does
+    not spread as it does in the reference.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> query, key = np.array([[0.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> scaled_dot_product_attention(query, key, np.array([[2.0], [4.0]]))
+    array([[3.]])
+    """
+    query, key, value = _float_array(query, "query"), _float_array(key, "key"), _float_array(value, "value")
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        _checks.float_array(array, name, min_ndim=2)
+    _checks.same_dtype("query", query, key=key, value=value)
+    _checks.not_empty(query, "query", (query.ndim - 1,))
+    _checks.shape(key, "key", (*key.shape[:key.ndim - 1], query.shape[query.ndim - 1]))
+    _checks.shape(value, "value", (*value.shape[:value.ndim - 2], key.shape[key.ndim - 2], value.shape[value.ndim - 1]))
+    leads = [array.shape[:array.ndim - 2] for array in (query, key, value)]
+    try:
+        lead = numpy.broadcast_shapes(*leads)
+    except ValueError:
+        _checks.fail("query, key, value", "leading axes that broadcast", " and ".join(map(str, leads)))
+    if scale is None:
+        scale = 1 / math.sqrt(query.shape[query.ndim - 1])
+    _checks.positive(scale, "scale")
+    cdef Py_ssize_t length = query.shape[query.ndim - 2], depth = query.shape[query.ndim - 1]
+    cdef Py_ssize_t keys = key.shape[key.ndim - 2], width = value.shape[value.ndim - 1]
+    if mask is not None:
+        mask = numpy.asarray(mask)
+        if mask.dtype != numpy.bool_:
+            _checks.fail_type("mask", "a boolean array (True: may attend)", f"dtype {mask.dtype}")
+        try:
+            mask = numpy.broadcast_to(mask, (*lead, length, keys))
+        except ValueError:
+            _checks.fail("mask", f"a shape that broadcasts to {(*lead, length, keys)}", mask.shape)
+    shape = (*lead, length, width)
+    if out is not None:
+        _check_out(out, numpy.broadcast_to(query.dtype.type(0), shape))
+    direct = (
+        out is not None and out.flags.c_contiguous and out.flags.aligned
+        and all(_apart(out, array) for array in (query, key, value, mask) if array is not None)
+    )
+    result = out if direct else numpy.empty(shape, query.dtype)
+    if result.size:
+        _attend(query, key, value, mask, bool(causal), scale, result, lead)
+    if out is None or direct:
+        return result
+    out[...] = result
+    return out
+
+
+cdef _attend(query, key, value, mask, bint causal, double scale, result, lead):
+    cdef Py_ssize_t count = 1, i, d
+    for size in lead:
+        count *= size
+    cdef int ndim = len(lead)
+    cdef np.ndarray q = numpy.broadcast_to(_rows_adjacent(query), (*lead, *query.shape[query.ndim - 2:]))
+    cdef np.ndarray k = numpy.broadcast_to(_rows_adjacent(key), (*lead, *key.shape[key.ndim - 2:]))
+    cdef np.ndarray v = numpy.broadcast_to(_rows_adjacent(value), (*lead, *value.shape[value.ndim - 2:]))
+    cdef np.ndarray y = result, allowed = mask
+    cdef Py_ssize_t item = np.PyArray_ITEMSIZE(q), rest, index
+    cdef char *places[5]
+    cdef rn_attention_item *items = <rn_attention_item *> malloc(count * sizeof(rn_attention_item))
+    if items == NULL:
+        raise MemoryError("scaled_dot_product_attention: no memory for the list of heads")
+    for i in range(count):
+        places[0] = <char *> np.PyArray_DATA(q)
+        places[1] = <char *> np.PyArray_DATA(k)
+        places[2] = <char *> np.PyArray_DATA(v)
+        places[3] = <char *> np.PyArray_DATA(y)
+        places[4] = <char *> np.PyArray_DATA(allowed) if mask is not None else NULL
+        rest = i
+        for d in range(ndim - 1, -1, -1):
+            index = rest % y.shape[d]
+            rest //= y.shape[d]
+            places[0] += index * q.strides[d]
+            places[1] += index * k.strides[d]
+            places[2] += index * v.strides[d]
+            places[3] += index * y.strides[d]
+            if mask is not None:
+                places[4] += index * allowed.strides[d]
+        items[i].query = places[0]
+        items[i].key = places[1]
+        items[i].value = places[2]
+        items[i].out = places[3]
+        items[i].length = q.shape[ndim]
+        items[i].keys = k.shape[ndim]
+        items[i].depth = q.shape[ndim + 1]
+        items[i].width = v.shape[ndim + 1]
+        items[i].query_stride = q.strides[ndim] // item
+        items[i].key_stride = k.strides[ndim] // item
+        items[i].value_stride = v.strides[ndim] // item
+        items[i].out_stride = y.strides[ndim] // item
+        items[i].scale = scale
+        items[i].mask = <const uint8_t *> places[4]
+        items[i].mask_row = allowed.strides[ndim] if mask is not None else 0
+        items[i].mask_key = allowed.strides[ndim + 1] if mask is not None else 0
+        items[i].causal = causal
+        items[i].causal_shift = 0
+    cdef bint single = np.PyArray_TYPE(q) == np.NPY_FLOAT
+    cdef int failed
+    with nogil:
+        failed = rn_attention().items_f32(items, count) if single else rn_attention().items_f64(items, count)
+        free(items)
+    if failed:
+        raise MemoryError("scaled_dot_product_attention: no memory for the keys and values of a head")
+
+
+def multi_head_attention(x, weight_in, bias_in, weight_out, bias_out, *, heads, lengths=None, mask=None, causal=False,
+                         scale=None):
+    """Let every position of a sequence look at the others, in several subspaces at once.
+
+    See :func:`refnorm.attention.multi_head_attention`, whose arguments and errors these are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]])
+    >>> weight_in = np.hstack([np.zeros((2, 4)), np.eye(2)])
+    >>> multi_head_attention(x, weight_in, None, np.eye(2), None, heads=2, lengths=np.array([2]))
+    array([[[2., 3.],
+            [2., 3.],
+            [0., 0.]]])
+    """
+    x = _checks.float_array(x, "x", ndim=3)
+    weight_in = _checks.float_array(weight_in, "weight_in", ndim=2)
+    heads = _checks.whole(heads, "heads", low=1)
+    if weight_in.shape[1] % (3 * heads) or not weight_in.shape[1]:
+        _checks.fail("weight_in", f"a positive multiple of 3 heads = {3 * heads} columns", weight_in.shape)
+    sequences, positions = x.shape[:2]
+    inside = None
+    if lengths is not None:
+        ends = _checks.integer_array(lengths, "lengths", ndim=1, low=0, high=positions)
+        _checks.shape(ends, "lengths", (sequences,))
+        present = numpy.arange(positions) < ends[:, None]
+        inside = present[:, None, :, None] & present[:, None, None, :]
+    if inside is not None:
+        mask = inside if mask is None else inside & mask
+    projected = linear(x, weight_in, bias_in)
+    depth = weight_in.shape[1] // (3 * heads)
+    query, key, value = projected.reshape(sequences, positions, 3, heads, depth).transpose(2, 0, 3, 1, 4)
+    merged = numpy.empty((sequences, positions, heads * depth), x.dtype)
+    context = scaled_dot_product_attention(query, key, value, mask=mask, causal=causal, scale=scale)
+    merged.reshape(sequences, positions, heads, depth)[...] = context.transpose(0, 2, 1, 3)
+    return linear(merged, weight_out, bias_out)

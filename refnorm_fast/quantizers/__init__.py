@@ -1,0 +1,23 @@
+"""LLM.int8() and its exact integer product as SIMD kernels."""
+
+from refnorm_fast.quantizers._core import (
+    Int8Weight,
+    absmax_quantize,
+    int8_matmul,
+    llm_int8_linear,
+    llm_int8_linear_vjp,
+    matmul_vectorwise,
+    quantize_weight,
+    vectorwise_quantize,
+)
+
+__all__ = [
+    "Int8Weight",
+    "absmax_quantize",
+    "int8_matmul",
+    "llm_int8_linear",
+    "llm_int8_linear_vjp",
+    "matmul_vectorwise",
+    "quantize_weight",
+    "vectorwise_quantize",
+]

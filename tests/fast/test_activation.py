@@ -1,0 +1,143 @@
+"""The activations' kernels against long doubles, mpmath and the reference."""
+
+from __future__ import annotations
+
+import doctest
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import refnorm.nn as reference
+import refnorm_fast.nn as fast
+from refnorm._arrays import ulp_error
+from refnorm_fast.nn import _core
+from tests.fast import support
+
+AnyArray = np.ndarray[Any, np.dtype[Any]]
+FORMS = ("none", "tanh")
+# float32 is rounded once from float64. float64 multiplies an exponential and a rational function of |x|.
+GELU_ULP = {np.float32: 0.51, np.float64: 6.0}
+
+
+@pytest.fixture(params=support.ISAS, autouse=True)
+def isa(request):
+    with support.using_isa(request.param):
+        yield request.param
+
+
+def exact_gelu(x: AnyArray) -> AnyArray:
+    with mpmath.workdps(40):
+        values = [mpmath.mpf(float(v)) * mpmath.ncdf(mpmath.mpf(float(v))) for v in x]
+        return np.array([np.longdouble(mpmath.nstr(v, 25)) for v in values])
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_gelu_is_exact_to_a_few_ulp_in_both_tails(dtype):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.standard_normal(300), rng.uniform(-38, 9, 300), [1e-30, -1e-30, -37.9, 1e30]]).astype(dtype)
+    assert ulp_error(fast.gelu(x), exact_gelu(x)).max() <= GELU_ULP[dtype]
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_tanh_form_follows_the_reference(dtype):
+    x = np.linspace(-12, 12, 1001).astype(dtype)
+    # exp(-2u) multiplies the rounding of u by 2u.
+    tolerance = 1 if dtype == np.float32 else 2048
+    error = ulp_error(fast.gelu(x, approximate="tanh"), reference.gelu(x, approximate="tanh"))
+    assert error.max() <= tolerance
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_follows_the_reference(dtype, form):
+    rng = np.random.default_rng(1)
+    x, dy = (rng.standard_normal(1000) * 4).astype(dtype), rng.standard_normal(1000).astype(dtype)
+    y, pullback = fast.gelu_vjp(x, approximate=form)
+    (dx,) = pullback(dy)
+    (expected,) = reference.gelu_vjp(x, approximate=form)[1](dy)
+    np.testing.assert_array_equal(y, fast.gelu(x, approximate=form))
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_special_values(dtype, form):
+    x = np.array([*support.SPECIAL, *support.HOSTILE]).astype(dtype)
+    # Half of the smallest subnormal is a tie, which the two may break differently.
+    np.testing.assert_allclose(
+        fast.gelu(x, approximate=form),
+        reference.gelu(x, approximate=form),
+        rtol=1e-6,
+        atol=2 * np.finfo(dtype).smallest_subnormal,
+    )
+    one = np.ones_like(x)
+    got, expected = (m.gelu_vjp(x, approximate=form)[1](one)[0] for m in (fast, reference))
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-30)
+    np.testing.assert_array_equal(fast.relu(x), reference.relu(x))
+    np.testing.assert_array_equal(fast.relu_vjp(x)[1](one)[0], reference.relu_vjp(x)[1](one)[0])
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_every_tail_length(dtype):
+    x = np.random.default_rng(2).standard_normal(max(support.TAILS)).astype(dtype)
+    for function in (fast.relu, fast.gelu):
+        whole = function(x)
+        for length in support.TAILS:
+            guarded = np.full(length + 2, 7, dtype)
+            function(x[:length], out=guarded[1:-1])
+            np.testing.assert_array_equal(guarded[1:-1], whole[:length])
+            assert guarded[0] == guarded[-1] == 7
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("function", [fast.relu, fast.gelu])
+def test_layouts_and_out(dtype, function):
+    x = np.random.default_rng(3).standard_normal((7, 19)).astype(dtype)
+    for name, view in support.layouts(x).items():
+        np.testing.assert_array_equal(function(view), function(view.copy()), err_msg=name)
+    support.check_out(function, x)
+    support.check_out_errors(function, x)
+
+
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9),
+               elements=st.floats(width=32, allow_nan=True, allow_infinity=True)),
+)  # fmt: skip
+def test_gelu_equals_the_reference_on_any_array(x):
+    got, expected = fast.gelu(x), reference.gelu(x)
+    assert got.shape == x.shape
+    assert got.dtype == x.dtype
+    assert (ulp_error(got, expected) <= 1).all()
+
+
+def test_number_of_threads_changes_nothing():
+    x = np.random.default_rng(4).standard_normal(300_001).astype(np.float32)
+    with support.threads(1):
+        expected = fast.gelu(x)
+    with support.threads(3):
+        np.testing.assert_array_equal(fast.gelu(x), expected)
+
+
+def test_pullback_keeps_what_it_was_given():
+    x = np.array([-1.0, 2.0])
+    _, pullback = fast.relu_vjp(x)
+    x[0] = 5.0
+    np.testing.assert_array_equal(pullback(np.ones(2))[0], [0.0, 1.0])
+    with pytest.raises(ValueError, match=r"dy: expected shape \(2,\), got \(3,\)"):
+        pullback(np.ones(3))
+
+
+def test_bad_input():
+    with pytest.raises(TypeError, match="x: expected a float32 or float64 array, got dtype int64"):
+        fast.gelu(np.arange(3))
+    with pytest.raises(ValueError, match="approximate: expected one of 'none', 'tanh', got 'erf'"):
+        fast.gelu(np.zeros(3), approximate="erf")
+
+
+def test_examples():
+    assert doctest.testmod(_core).failed == 0

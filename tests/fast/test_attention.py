@@ -1,0 +1,195 @@
+"""The attention kernels against the reference."""
+
+from __future__ import annotations
+
+import doctest
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import refnorm.attention as reference
+import refnorm_fast.attention as fast
+from refnorm.models import reference_ops
+from refnorm_fast.attention import _core
+from refnorm_fast.models import ops
+from tests.fast import support
+
+TOLERANCE = {np.float32: 3e-6, np.float64: 1e-14}
+
+
+@pytest.fixture(params=support.ISAS, autouse=True)
+def isa(request):
+    with support.using_isa(request.param):
+        yield request.param
+
+
+def expected_of(query, key, value, **options):
+    arrays = (array.astype(np.float64) for array in (query, key, value))
+    return reference.scaled_dot_product_attention(*arrays, **options)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("length", [1, 5, 6, 7, 12, 13, 31, 200])
+@pytest.mark.parametrize("keys", [1, 2, 15, 16, 17, 33, 511, 512, 513, 1030])
+def test_lengths(dtype, length, keys):
+    rng = np.random.default_rng(length * keys)
+    query, key = rng.standard_normal((length, 24)).astype(dtype), rng.standard_normal((keys, 24)).astype(dtype)
+    value = rng.standard_normal((keys, 40)).astype(dtype)
+    got = fast.scaled_dot_product_attention(query, key, value)
+    np.testing.assert_allclose(got, expected_of(query, key, value), atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_masks_and_broadcasting(dtype, causal, masked):
+    rng = np.random.default_rng(7)
+    query = rng.standard_normal((2, 3, 50, 8)).astype(dtype)
+    key, value = rng.standard_normal((3, 600, 8)).astype(dtype), rng.standard_normal((2, 1, 600, 5)).astype(dtype)
+    mask = rng.random((2, 1, 50, 600)) < 0.3 if masked else None
+    if masked:
+        mask[0, 0, 7] = False
+        mask[1, 0, 3, :520] = False
+    options = {"mask": mask, "causal": causal, "scale": 0.7}
+    got = fast.scaled_dot_product_attention(query, key, value, **options)
+    np.testing.assert_allclose(got, expected_of(query, key, value, **options), atol=TOLERANCE[dtype])
+    if masked:
+        assert not got[0, :, 7].any()
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_large_scores_do_not_overflow(dtype):
+    rng = np.random.default_rng(8)
+    query, key, value = (rng.standard_normal((40, 16)).astype(dtype) for _ in range(3))
+    got = fast.scaled_dot_product_attention(query * 100, key * 100, value)
+    # Scores of size 1e4: one ULP of a float32 score is 1e-3, and so is its weight's relative error.
+    tolerance = 2e-2 if dtype == np.float32 else 1e-10
+    np.testing.assert_allclose(got, expected_of(query * 100, key * 100, value), atol=tolerance)
+    assert np.isfinite(got).all()
+
+
+def test_rows_do_not_depend_on_their_company():
+    rng = np.random.default_rng(9)
+    query, key, value = (rng.standard_normal((700, 16)).astype(np.float32) for _ in range(3))
+    for causal in (False, True):
+        whole = fast.scaled_dot_product_attention(query, key, value, causal=causal)
+        for rows in (1, 6, 100, 350):
+            part = fast.scaled_dot_product_attention(query[:rows], key, value, causal=causal)
+            np.testing.assert_array_equal(part, whole[:rows])
+        for count in (1, 2, 3):
+            with support.threads(count):
+                again = fast.scaled_dot_product_attention(query, key, value, causal=causal)
+            np.testing.assert_array_equal(again, whole)
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 20),
+    st.integers(0, 40),
+    st.integers(1, 20),
+    st.integers(0, 20),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_shape(length, keys, depth, width, causal, seed):
+    rng = np.random.default_rng(seed)
+    query, key = rng.standard_normal((2, length, depth)), rng.standard_normal((2, keys, depth))
+    value = rng.standard_normal((2, keys, width))
+    got = fast.scaled_dot_product_attention(query, key, value, causal=causal)
+    np.testing.assert_allclose(got, expected_of(query, key, value, causal=causal), atol=1e-13)
+
+
+def test_layouts_and_out():
+    rng = np.random.default_rng(10)
+    query, key, value = (rng.standard_normal((9, 8)).astype(np.float32) for _ in range(3))
+    for name, view in support.layouts(query).items():
+        got = fast.scaled_dot_product_attention(view, view, view)
+        copy = view.copy()
+        np.testing.assert_array_equal(got, fast.scaled_dot_product_attention(copy, copy, copy), err_msg=name)
+    support.check_out(lambda x, **out: fast.scaled_dot_product_attention(x, key, value, **out), query)
+    support.check_out(lambda x, **out: fast.scaled_dot_product_attention(query, key, x, **out), value)
+
+
+def test_nan_reaches_the_row_that_sees_it():
+    rng = np.random.default_rng(11)
+    query, key, value = (rng.standard_normal((20, 8)).astype(np.float32) for _ in range(3))
+    query[3, 0] = np.nan
+    got = fast.scaled_dot_product_attention(query, key, value)
+    assert np.isnan(got[3]).all()
+    assert np.isfinite(np.delete(got, 3, axis=0)).all()
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_multi_head_attention_follows_the_reference(dtype):
+    rng = np.random.default_rng(12)
+    x = rng.standard_normal((3, 40, 32)).astype(dtype)
+    weight_in, bias_in = (rng.standard_normal((32, 96)) / 6).astype(dtype), rng.standard_normal(96).astype(dtype)
+    weight_out, bias_out = (rng.standard_normal((32, 16)) / 6).astype(dtype), rng.standard_normal(16).astype(dtype)
+    for options in (
+        {},
+        {"lengths": np.array([3, 40, 0])},
+        {"causal": True},
+        {"lengths": np.array([1, 2, 39]), "causal": True},
+    ):
+        arguments = (x, weight_in, bias_in, weight_out, bias_out)
+        got = fast.multi_head_attention(*arguments, heads=4, **options)
+        expected = reference.multi_head_attention(*arguments, heads=4, **options)
+        np.testing.assert_allclose(got, expected, atol=10 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("lengths", [[5], [1, 1, 1], [3, 0, 70, 1], [256, 255, 600, 2], [], [0]])
+def test_packed_sequences(lengths):
+    rng = np.random.default_rng(13)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(int)
+    fused = rng.standard_normal((offsets[-1], 3 * 48)).astype(np.float32)
+    query, key, value = fused[:, :48], fused[:, 48:96], fused[:, 96:]
+    expected = reference_ops.attention(*(a.astype(float) for a in (query, key, value)), offsets, 3)
+    for count in (1, 2):
+        with support.threads(count):
+            got = ops("fast").attention(query, key, value, offsets, 3)
+            np.testing.assert_allclose(got, expected, atol=3e-6)
+            again = np.empty_like(got)
+            assert ops("fast").attention(query, key, value, offsets, 3, out=again) is again
+            np.testing.assert_array_equal(again, got)
+            overlapping = fused.copy()
+            first = overlapping[:, :48]
+            ops("fast").attention(first, overlapping[:, 48:96], overlapping[:, 96:], offsets, 3, out=first)
+            np.testing.assert_array_equal(first, got)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes():
+    x = np.random.default_rng(14).standard_normal((600, 32)).astype(np.float32)
+    expected = fast.scaled_dot_product_attention(x, x, x)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(fast.scaled_dot_product_attention(x, x, x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_bad_input():
+    x = np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"key: expected shape \(4, 3\), got \(4, 2\)"):
+        fast.scaled_dot_product_attention(x, np.zeros((4, 2), np.float32), np.zeros((4, 2), np.float32))
+    with pytest.raises(ValueError, match=r"value: expected shape \(4, 2\), got \(5, 2\)"):
+        fast.scaled_dot_product_attention(x, np.zeros((4, 3), np.float32), np.zeros((5, 2), np.float32))
+    with pytest.raises(TypeError, match="mask: expected a boolean array"):
+        fast.scaled_dot_product_attention(x, x, x, mask=np.ones((2, 2)))
+    with pytest.raises(ValueError, match="mask: expected a shape that broadcasts"):
+        fast.scaled_dot_product_attention(x, x, x, mask=np.ones((3, 2), bool))
+    with pytest.raises(ValueError, match="scale: expected a finite number > 0"):
+        fast.scaled_dot_product_attention(x, x, x, scale=-1.0)
+    with pytest.raises(TypeError, match="dtype float32 like query"):
+        fast.scaled_dot_product_attention(x, x, x.astype(float))
+    with pytest.raises(ValueError, match="heads: expected a divisor of 3 columns"):
+        ops("fast").attention(x, x, x, [0, 2], 2)
+    with pytest.raises(ValueError, match="offsets: expected ascending integers from 0 to 2"):
+        ops("fast").attention(x, x, x, [0, 3], 1)
+
+
+def test_examples():
+    assert doctest.testmod(_core).failed == 0

@@ -1,0 +1,272 @@
+"""The int8 kernels: integers bit for bit, LLM.int8() against the reference."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import refnorm.quantizers as reference
+import refnorm_fast.quantizers as fast
+from refnorm_fast.quantizers import _core
+from tests.fast import support
+
+
+@pytest.fixture(params=support.ISAS, autouse=True)
+def isa(request):
+    with support.using_isa(request.param):
+        yield request.param
+
+
+def random_codes(rng, *shape):
+    return rng.integers(-127, 128, shape).astype(np.int8)
+
+
+def layouts(codes):
+    doubled = np.repeat(np.repeat(codes, 2, axis=0), 2, axis=1)
+    shifted = np.concatenate([codes[:1, :1].ravel(), codes.ravel()])[1:].reshape(codes.shape)
+    return (
+        np.asfortranarray(codes), doubled[::2, ::2], codes[::-1, ::-1], support.read_only(codes), shifted,
+        np.broadcast_to(codes[:1], codes.shape),
+    )  # fmt: skip
+
+
+def exact_product(a, b):
+    return a.astype(np.int64) @ b.astype(np.int64).T
+
+
+@pytest.mark.parametrize("depth", [*support.TAILS, 1040, 1536])
+def test_product_is_exact_for_every_tail_of_the_depth(depth):
+    rng = np.random.default_rng(depth)
+    a, b = random_codes(rng, 5, depth), random_codes(rng, 19, depth)
+    np.testing.assert_array_equal(fast.int8_matmul(a, b), exact_product(a, b))
+
+
+@pytest.mark.parametrize("width", [*range(70), 127, 128, 129])
+def test_product_is_exact_for_every_tail_of_the_columns(width):
+    rng = np.random.default_rng(width)
+    a, b = random_codes(rng, 9, 70), random_codes(rng, width, 70)
+    np.testing.assert_array_equal(fast.int8_matmul(a, b), exact_product(a, b))
+
+
+def test_product_is_exact_for_every_number_of_rows():
+    rng = np.random.default_rng(0)
+    a, b = random_codes(rng, 131, 70), random_codes(rng, 33, 70)
+    whole = exact_product(a, b)
+    for rows in support.TAILS:
+        np.testing.assert_array_equal(fast.int8_matmul(a[:rows], b), whole[:rows])
+
+
+@pytest.mark.parametrize("left", [-127, 127])
+@pytest.mark.parametrize("right", [-127, 127])
+def test_extreme_codes_do_not_saturate(left, right):
+    a, b = np.full((6, 2048), left, np.int8), np.full((40, 2048), right, np.int8)
+    assert (fast.int8_matmul(a, b) == left * right * 2048).all()
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 40), st.integers(0, 60), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_product_is_exact_on_any_shape(rows, depth, width, seed):
+    rng = np.random.default_rng(seed)
+    a, b = random_codes(rng, rows, depth), random_codes(rng, width, depth)
+    got = fast.int8_matmul(a, b)
+    assert got.dtype == np.int32
+    np.testing.assert_array_equal(got, exact_product(a, b))
+
+
+def test_product_in_any_layout_and_out():
+    rng = np.random.default_rng(1)
+    a, b = random_codes(rng, 12, 24), random_codes(rng, 16, 24)
+    for view in layouts(a):
+        np.testing.assert_array_equal(fast.int8_matmul(view, b), exact_product(view, b))
+    for view in layouts(b):
+        np.testing.assert_array_equal(fast.int8_matmul(a, view), exact_product(a, view))
+    for out in (np.empty((12, 16), np.int32), np.empty((24, 32), np.int32)[::-2, ::2]):
+        assert fast.int8_matmul(a, b, out=out) is out
+        np.testing.assert_array_equal(out, exact_product(a, b))
+    shared = np.zeros(12 * 16 * 4, np.int8)
+    codes = shared[: 12 * 24].reshape(12, 24)
+    codes[...] = a
+    fast.int8_matmul(codes, b, out=shared.view(np.int32).reshape(12, 16))
+    np.testing.assert_array_equal(shared.view(np.int32).reshape(12, 16), exact_product(a, b))
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 20), st.integers(0, 40), st.sampled_from([0.0, 1.0, 1.7, 6.0]), st.sampled_from(["elements", "columns"]),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_codes_equal_the_reference_bit_for_bit(rows, depth, threshold, row_stats, seed):
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((rows, depth)) * 10.0 ** rng.integers(-44, 3, (rows, 1))).astype(np.float32)
+    # Ties of the rounding: halves of the codes of a row whose constant is 127.
+    x[rows // 2 :] = (rng.integers(-254, 255, x[rows // 2 :].shape) / 2).astype(np.float32)
+    got = fast.vectorwise_quantize(x, threshold=threshold, row_stats=row_stats)
+    expected = reference.vectorwise_quantize(x, threshold=threshold, row_stats=row_stats)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_threshold_between_two_float32_is_compared_as_the_reference_does():
+    x = np.array([[np.float32(0.1), 0.05]], np.float32)
+    for threshold in (0.1, float(np.float32(0.1)), float(np.nextafter(np.float32(0.1), np.float32(1)))):
+        got = fast.vectorwise_quantize(x, threshold=threshold)[2]
+        np.testing.assert_array_equal(got, reference.vectorwise_quantize(x, threshold=threshold)[2])
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_absmax_codes_equal_the_reference(axis, dtype):
+    x = np.random.default_rng(2).standard_normal((13, 70)).astype(dtype)
+    x[3] = 0
+    for name, view in support.layouts(x).items():
+        got, expected = fast.absmax_quantize(view, axis=axis), reference.absmax_quantize(view, axis=axis)
+        for a, b in zip(got, expected, strict=True):
+            assert a.dtype == b.dtype
+            assert a.shape == b.shape
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize("outlier_weights", ["dequantized", "float"])
+@pytest.mark.parametrize("row_stats", ["elements", "columns"])
+@pytest.mark.parametrize("threshold", [0.0, 1.5, 6.0])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 13, 5), (64, 384, 100), (3, 130, 17), (0, 5, 3), (5, 8, 0)])
+def test_linear_follows_the_reference(shape, threshold, row_stats, outlier_weights):
+    rows, depth, width = shape
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((rows, depth)).astype(np.float32) * 2
+    if rows > 2:
+        x[2, depth // 2], x[1] = 9, 0
+    weight, bias = rng.standard_normal((depth, width)).astype(np.float32), rng.standard_normal(width).astype(np.float32)
+    options = {"threshold": threshold, "row_stats": row_stats, "outlier_weights": outlier_weights, "w_float": weight}
+    ours, theirs = fast.quantize_weight(weight), reference.quantize_weight(weight)
+    for field in ("q", "scale", "col_sum"):
+        np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
+    expected = reference.llm_int8_linear(x, theirs, bias, **options)
+    # float32 after the exact integers: a few roundings of terms as large as the largest result, one an outlier column.
+    scale = 1 + np.abs(expected).max(initial=0)
+    for packed in (ours, theirs):
+        got = fast.llm_int8_linear(x, packed, bias, **options)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * scale)
+        out = np.empty_like(got)
+        assert fast.llm_int8_linear(x, packed, bias, out=out, **options) is out
+        np.testing.assert_array_equal(out, got)
+
+
+def test_changed_codes_are_seen():
+    rng = np.random.default_rng(4)
+    x, weight = rng.standard_normal((4, 6)).astype(np.float32), rng.standard_normal((6, 3)).astype(np.float32)
+    writeable = reference.quantize_weight(weight)
+    before = fast.llm_int8_linear(x, writeable)
+    writeable.q[...] = -writeable.q
+    np.testing.assert_allclose(fast.llm_int8_linear(x, writeable), -before, atol=1e-6)
+
+
+def test_out_may_overlap_x():
+    rng = np.random.default_rng(5)
+    x, weight = rng.standard_normal((9, 8)).astype(np.float32), rng.standard_normal((8, 8)).astype(np.float32)
+    packed = fast.quantize_weight(weight)
+    support.check_out(lambda x, **out: fast.llm_int8_linear(x, packed, **out), x)
+    support.check_out_errors(lambda x, **out: fast.llm_int8_linear(x, packed, **out), x)
+
+
+def test_vjp_follows_the_reference():
+    rng = np.random.default_rng(6)
+    x, dy = rng.standard_normal((5, 4, 30)).astype(np.float32) * 2, rng.standard_normal((5, 4, 20)).astype(np.float32)
+    weight, bias = rng.standard_normal((30, 20)).astype(np.float32), rng.standard_normal(20).astype(np.float32)
+    packed = reference.quantize_weight(weight)
+    for outlier_weights in ("dequantized", "float"):
+        options = {"threshold": 5.0, "outlier_weights": outlier_weights, "w_float": weight}
+        y, pullback = fast.llm_int8_linear_vjp(x, packed, bias, **options)
+        expected, expected_pullback = reference.llm_int8_linear_vjp(x, packed, bias, **options)
+        np.testing.assert_allclose(y, expected, atol=1e-4)
+        for got, want in zip(pullback(dy), expected_pullback(dy), strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_number_of_threads_changes_nothing():
+    rng = np.random.default_rng(7)
+    x, weight = (
+        rng.standard_normal((333, 300)).astype(np.float32) * 3,
+        rng.standard_normal((300, 200)).astype(np.float32),
+    )
+    packed = fast.quantize_weight(weight)
+    results = []
+    for count in (1, 2, 5):
+        with support.threads(count):
+            results.append((fast.llm_int8_linear(x, packed), fast.llm_int8_linear(x[:3], packed)))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_eight_python_threads_at_once():
+    rng = np.random.default_rng(8)
+    b = random_codes(rng, 100, 200)
+    inputs = [random_codes(rng, 97, 200) for _ in range(8)]
+    wrong = []
+
+    def work(index):
+        expected = exact_product(inputs[index], b)
+        for _ in range(20):
+            if not np.array_equal(fast.int8_matmul(inputs[index], b), expected):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes():
+    rng = np.random.default_rng(9)
+    a, b = random_codes(rng, 300, 300), random_codes(rng, 300, 300)
+    expected = fast.int8_matmul(a, b)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(fast.int8_matmul(a, b), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_bad_input():
+    codes = np.ones((2, 3), np.int8)
+    with pytest.raises(TypeError, match="a: expected dtype int8, got int64"):
+        fast.int8_matmul(np.ones((2, 3), int), codes)
+    with pytest.raises(ValueError, match="b: expected values of at least -127, got -128"):
+        fast.int8_matmul(codes, np.full((2, 3), -128, np.int8))
+    with pytest.raises(ValueError, match=r"b: expected shape \(N, 3\) like a, got \(2, 4\)"):
+        fast.int8_matmul(codes, np.ones((2, 4), np.int8))
+    with pytest.raises(ValueError, match="at most 133144 terms"):
+        fast.int8_matmul(np.zeros((1, 133145), np.int8), np.zeros((1, 133145), np.int8))
+    x, packed = np.ones((2, 3), np.float32), fast.quantize_weight(np.ones((3, 4), np.float32))
+    for value in support.SPECIAL:
+        wrong = x.copy()
+        wrong[1, 2] = value
+        with pytest.raises(
+            ValueError, match=r"x: expected finite values, got 1 that are not, the first at index \(1, 2\)"
+        ):
+            fast.llm_int8_linear(wrong, packed)
+        with pytest.raises(ValueError, match="weight: expected finite values"):
+            fast.quantize_weight(wrong)
+    with pytest.raises(ValueError, match="threshold: expected a finite number >= 0"):
+        fast.llm_int8_linear(x, packed, threshold=-1.0)
+    with pytest.raises(ValueError, match="w_float: expected the float weights"):
+        fast.llm_int8_linear(x, packed, outlier_weights="float")
+    with pytest.raises(ValueError, match=r"x: expected shape \(..., 3\) like weight.q"):
+        fast.llm_int8_linear(np.ones((2, 5), np.float32), packed)
+    with pytest.raises(TypeError, match="weight.scale: expected dtype float64 like x"):
+        fast.llm_int8_linear(x.astype(float), packed)
+
+
+def test_examples():
+    assert doctest.testmod(_core).failed == 0
