@@ -100,6 +100,23 @@ RN_INLINE vi32 dot_wide(vi32 sum, vi32 a, vi32 w) {
 /* sum[row] += a[row, :] @ panel over `depth` entries, a multiple of STEP. */
 RN_INLINE void integer_tile(const int way, const int rows, const uint8_t *a, size_t a_stride, const int8_t *panel,
                             size_t depth, vi32 sum[ROWS][2]) {
+#if VEC_AVX2
+    if (way == SIGNED) {
+        /* One lane of four entries at a time: two would need more registers than there are. */
+        const vi32 one = vi32_set(0x00010001);
+        for (size_t k = 0; k < depth; k += 4, panel += PAIRED) {
+            __m256i left = (__m256i)vi32_load((const int32_t *)(const void *)panel);
+            __m256i right = (__m256i)vi32_load((const int32_t *)(const void *)(panel + REFNORM_VECTOR_BYTES));
+#pragma GCC unroll 8
+            for (int row = 0; row < rows; row++) {
+                __m256i x = (__m256i)four_entries(a + (size_t)row * a_stride + k), magnitude = _mm256_abs_epi8(x);
+                sum[row][0] += word_pairs(byte_pairs(magnitude, _mm256_sign_epi8(left, x)), one);
+                sum[row][1] += word_pairs(byte_pairs(magnitude, _mm256_sign_epi8(right, x)), one);
+            }
+        }
+        return;
+    }
+#endif
     for (size_t k = 0; k < depth; k += STEP, panel += 2 * PAIRED) {
         vi32 w[2][2];
         for (int i = 0; i < 2; i++)
@@ -111,14 +128,6 @@ RN_INLINE void integer_tile(const int way, const int rows, const uint8_t *a, siz
             vi32 first = four_entries(from), second = four_entries(from + 4);
             for (int j = 0; j < 2; j++) {
                 if (way == WIDE) sum[row][j] = dot_wide(dot_wide(sum[row][j], first, w[0][j]), second, w[1][j]);
-#if VEC_AVX2
-                if (way == SIGNED) {
-                    __m256i one = _mm256_set1_epi16(1), x = (__m256i)first, y = (__m256i)second;
-                    vi32 s = byte_pairs(_mm256_abs_epi8(x), _mm256_sign_epi8((__m256i)w[0][j], x));
-                    vi32 t = byte_pairs(_mm256_abs_epi8(y), _mm256_sign_epi8((__m256i)w[1][j], y));
-                    sum[row][j] += word_pairs(s, one) + word_pairs(t, one);
-                }
-#endif
 #if HAVE_BYTE_PAIRS
                 if (way == NARROW) {
                     vi32 pairs = word_add(byte_pairs(first, w[0][j]), byte_pairs(second, w[1][j]));
@@ -165,40 +174,65 @@ typedef struct {
     float *out;        /* or the dequantized results' */
     size_t stride;
     const float *largest, *scale, *bias;
-    const float *x, *weights;
-    const int64_t *columns;
-    size_t x_stride, count, wide;
+    const float *large, *weights; /* (rows, count) entries of outlier columns, (count, wide) weights */
+    size_t count, wide;
 } exact_target;
 
 RN_INLINE void exact_tile(const int way, const int rows, const uint8_t *a, size_t deep, const int8_t *panel,
                           const int32_t *sums, size_t row, size_t n, size_t width, const exact_target *to) {
     vi32 sum[ROWS][2];
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = vi32_set(0);
     integer_tile(way, rows, a, deep, panel, deep, sum);
-    size_t left = width - n < COLUMNS ? width - n : COLUMNS;
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < 2; j++) {
-            size_t at = n + (size_t)j * LANES;
-            size_t count = left > (size_t)j * LANES ? left - (size_t)j * LANES : 0;
-            if (count == 0) continue;
-            if (count > LANES) count = LANES;
-            vi32 exact = sum[r][j];
-            /* Fed as a + 128: 128 times the column's sum too much. Wrapping around is harmless, the difference fits. */
-            if (way == WIDE) exact -= vi32_load(sums + at) * 128;
-            if (to->integers != NULL) {
-                int32_t *target = to->integers + (row + (size_t)r) * to->stride + at;
-                vf32_store_part((float *)target, count, (vf32)exact);
-                continue;
-            }
-            vf32 y = vf32_from_vi32(exact) * (vf32_load(to->scale + at) * to->largest[row + (size_t)r]) *
-                     (1.0f / (127.0f * 127.0f));
-            if (to->bias != NULL) y += vf32_load(to->bias + at);
-            for (size_t i = 0; i < to->count; i++) {
-                float entry = to->x[(row + (size_t)r) * to->x_stride + (size_t)to->columns[i]];
-                y = vf32_fma(vf32_set(entry), vf32_load(to->weights + i * to->wide + at), y);
-            }
-            vf32_store_part(to->out + (row + (size_t)r) * to->stride + at, count, y);
+    if (way == WIDE) {
+        /* Fed as a + 128: 128 times the column's sum too much. Wrapping around is harmless, the difference fits. */
+        vi32 left = vi32_load(sums + n) * 128, right = vi32_load(sums + n + LANES) * 128;
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            sum[r][0] -= left;
+            sum[r][1] -= right;
         }
+    }
+    size_t columns = width - n < COLUMNS ? width - n : COLUMNS;
+    if (to->integers != NULL) {
+        int32_t edge[ROWS * COLUMNS] __attribute__((aligned(64)));
+        int32_t *target = columns == COLUMNS ? to->integers + row * to->stride + n : edge;
+        size_t stride = columns == COLUMNS ? to->stride : COLUMNS;
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            vi32_store(target + (size_t)r * stride, sum[r][0]);
+            vi32_store(target + (size_t)r * stride + LANES, sum[r][1]);
+        }
+        for (int r = 0; r < rows && columns < COLUMNS; r++)
+            memcpy(to->integers + (row + (size_t)r) * to->stride + n, edge + r * COLUMNS, columns * sizeof *edge);
+        return;
+    }
+    float edge[ROWS * COLUMNS] __attribute__((aligned(64)));
+    float *target = columns == COLUMNS ? to->out + row * to->stride + n : edge;
+    size_t stride = columns == COLUMNS ? to->stride : COLUMNS;
+    vf32 scale[2] = {vf32_load(to->scale + n), vf32_load(to->scale + n + LANES)};
+    vf32 bias[2] = {vf32_set(0), vf32_set(0)};
+    if (to->bias != NULL) bias[0] = vf32_load(to->bias + n), bias[1] = vf32_load(to->bias + n + LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < 2; j++)
+            vf32_store(target + (size_t)r * stride + (size_t)j * LANES,
+                       vf32_from_vi32(sum[r][j]) * (scale[j] * to->largest[row + (size_t)r]) *
+                               (1.0f / (127.0f * 127.0f)) + bias[j]);
+    for (int r = 0; r < rows && to->count > 0; r++) {
+        const float *entries = to->large + (row + (size_t)r) * to->count;
+        float *y = target + (size_t)r * stride;
+        vf32 left = vf32_load(y), right = vf32_load(y + LANES);
+        for (size_t i = 0; i < to->count; i++) {
+            vf32 entry = vf32_set(entries[i]);
+            left = vf32_fma(entry, vf32_load(to->weights + i * to->wide + n), left);
+            right = vf32_fma(entry, vf32_load(to->weights + i * to->wide + n + LANES), right);
+        }
+        vf32_store(y, left);
+        vf32_store(y + LANES, right);
+    }
+    for (int r = 0; r < rows && columns < COLUMNS; r++)
+        memcpy(to->out + (row + (size_t)r) * to->stride + n, edge + r * COLUMNS, columns * sizeof *edge);
 }
 
 static __attribute__((noinline)) void exact_rows(const int way, const int8_t *a, size_t a_stride, size_t first,
@@ -295,6 +329,14 @@ static int row_constants(const float *x, size_t x_stride, size_t rows, size_t de
     return wrong;
 }
 
+/* Nearest integer, ties to even, for what is already scaled to -127 .. 127. Entries at or above the threshold may be
+ * larger, but lie in outlier columns, whose codes are cleared: the bound keeps their conversion defined. */
+RN_INLINE int8_t code_of(float scaled) {
+    scaled = scaled > 127.0f ? 127.0f : scaled;
+    scaled = scaled < -127.0f ? -127.0f : scaled;
+    return (int8_t)(int32_t)((scaled + 0x1.8p23f) - 0x1.8p23f);
+}
+
 static void quantize(const float *x, size_t x_stride, size_t rows, size_t depth, const float *largest,
                      const uint8_t *outlier, int8_t *q) {
     int threads = rn_threads(rows, 0.3 * (double)rows * (double)depth);
@@ -306,31 +348,26 @@ static void quantize(const float *x, size_t x_stride, size_t rows, size_t depth,
             float inverse = largest[row] > 0 ? 127.0f / largest[row] : 0;
             /* 127 / subnormal overflows: then divide first. */
             int divide = isinf(inverse);
-            for (size_t k = 0; k < depth; k++) {
-                float scaled = divide ? from[k] / largest[row] * 127.0f : from[k] * inverse;
-                /* Entries at or above the threshold lie in outlier columns; the bound keeps the conversion defined. */
-                scaled = scaled > 127.0f ? 127.0f : scaled < -127.0f ? -127.0f : scaled;
-                float rounded = (scaled + 0x1.8p23f) - 0x1.8p23f; /* half to even */
-                to[k] = outlier != NULL && outlier[k] ? 0 : (int8_t)rounded;
-            }
+            if (divide)
+                for (size_t k = 0; k < depth; k++) to[k] = code_of(from[k] / largest[row] * 127.0f);
+            else
+                for (size_t k = 0; k < depth; k++) to[k] = code_of(from[k] * inverse);
+            for (size_t k = 0; outlier != NULL && k < depth; k++) to[k] = outlier[k] ? 0 : to[k];
         }
     }
 }
 
 static int dequantized(const int8_t *q, const float *largest, size_t rows, size_t depth, const int8_t *packed,
-                       const int32_t *sums, const float *scale, const float *bias, size_t width, const float *x,
-                       size_t x_stride, const int64_t *columns, size_t count, const float *weights, float *out,
-                       size_t out_stride) {
+                       const int32_t *sums, const float *scale, const float *bias, size_t width, const float *large,
+                       size_t count, const float *weights, float *out, size_t out_stride) {
     exact_target target = {
         .out = out,
         .stride = out_stride,
         .largest = largest,
         .scale = scale,
         .bias = bias,
-        .x = x,
+        .large = large,
         .weights = weights,
-        .columns = columns,
-        .x_stride = x_stride,
         .count = count,
         .wide = padded_width(width),
     };
@@ -495,6 +532,7 @@ RN_INLINE void layer_tile(const int height, const rn_int8_layer *layer, const qu
     for (size_t g = 0; g < groups; g++) {
         size_t first = g * GROUP, depth = deep - first < GROUP ? deep - first : GROUP;
         vi32 sum[ROWS][2];
+#pragma GCC unroll 8
         for (int r = 0; r < height; r++) sum[r][0] = sum[r][1] = vi32_set(0);
         integer_tile(ENCODER_WAY, height, a + first, deep, panel + first * COLUMNS, depth, sum);
         vf32 scale[2] = {vf32_load(scales), vf32_load(scales + LANES)};

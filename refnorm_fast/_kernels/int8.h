@@ -45,12 +45,11 @@ typedef struct {
     /* q = rint(127 x / largest), 0 in outlier columns and rows without an entry. */
     void (*quantize)(const float *x, size_t x_stride, size_t rows, size_t depth, const float *largest,
                      const uint8_t *outlier, int8_t *q);
-    /* out = (q @ packed) * (largest * scale) / 127^2 + bias + x[:, columns] @ weights[columns, :]. weights is
-     * (count, padded_width) in float, or NULL. 0, or -1 without memory. */
+    /* out = (q @ packed) * (largest * scale) / 127^2 + bias + large @ weights. `large` is (rows, count), the entries of
+     * the outlier columns, weights (count, padded_width). 0, or -1 without memory. */
     int (*dequantized)(const int8_t *q, const float *largest, size_t rows, size_t depth, const int8_t *packed,
-                       const int32_t *sums, const float *scale, const float *bias, size_t width, const float *x,
-                       size_t x_stride, const int64_t *columns, size_t count, const float *weights, float *out,
-                       size_t out_stride);
+                       const int32_t *sums, const float *scale, const float *bias, size_t width, const float *large,
+                       size_t count, const float *weights, float *out, size_t out_stride);
 
     /* ---- the encoder's layers ---- */
     size_t group;           /* depth of a group */

@@ -5,7 +5,7 @@ import weakref
 import numpy
 
 cimport numpy as np
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, uint8_t
 
 from refnorm.quantizers import Int8Weight
 from refnorm.quantizers import absmax_quantize as _reference_absmax_quantize
@@ -31,8 +31,8 @@ cdef extern from "int8.h":
                          const uint8_t *outlier, signed char *q) nogil
         int (*dequantized)(const signed char *q, const float *largest, size_t rows, size_t depth,
                            const signed char *packed, const int32_t *sums, const float *scale, const float *bias,
-                           size_t width, const float *x, size_t x_stride, const int64_t *columns, size_t count,
-                           const float *weights, float *out, size_t out_stride) nogil
+                           size_t width, const float *large, size_t count, const float *weights, float *out,
+                           size_t out_stride) nogil
     const rn_int8_table *rn_int8() nogil
 
 # Sums of this many products of codes fit int32.
@@ -366,9 +366,9 @@ cdef _product(np.ndarray rows, q, largest, columns, weight, bias, w_float, resul
     if bias is not None:
         padded_bias = numpy.zeros(packed.wide, numpy.float32)
         padded_bias[: packed.width] = bias
-    chosen = numpy.ascontiguousarray(columns, dtype=numpy.int64)
-    weights = None
+    weights = large = None
     if count:
+        large = numpy.ascontiguousarray((<object> rows)[:, columns])
         weights = numpy.zeros((count, packed.wide), numpy.float32)
         if w_float is None:
             weights[:, : packed.width] = weight.q[:, columns].T.astype(numpy.float32) * (weight.scale / numpy.float32(127))
@@ -380,14 +380,13 @@ cdef _product(np.ndarray rows, q, largest, columns, weight, bias, w_float, resul
     cdef const int32_t *sums = <const int32_t *> _at(packed.sums)
     cdef const float *scale = <const float *> _at(packed.scale)
     cdef const float *shift = <const float *> _at(padded_bias) if bias is not None else NULL
-    cdef const float *source = <const float *> _at(rows)
-    cdef const int64_t *places = <const int64_t *> _at(chosen)
+    cdef const float *entries = <const float *> _at(large) if count else NULL
     cdef const float *dense = <const float *> _at(weights) if count else NULL
     cdef float *target = <float *> _at(result)
     cdef int failed
     with nogil:
         failed = packed.table.dequantized(codes, constants, height, packed.depth, panels, sums, scale, shift, packed.width,
-                                          source, packed.depth, places, count, dense, target, packed.width)
+                                          entries, count, dense, target, packed.width)
     if failed:
         raise MemoryError("llm_int8_linear: no memory for a block of rows")
 

@@ -90,7 +90,8 @@ def test_pure_installation_says_why_in_one_line(tmp_path: pathlib.Path) -> None:
     source = pathlib.Path(refnorm_fast.__file__).read_text()
     (package / "__init__.py").write_text(source)
     done = subprocess.run(
-        [sys.executable, "-P", "-c", "import refnorm_fast"],
+        # -S: an editable installation would put its own finder in front.
+        [sys.executable, "-S", "-P", "-c", "import refnorm_fast"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -205,7 +206,7 @@ def test_large_results_after_many_sizes() -> None:
 
 def test_kernel_library_stands_beside_the_package() -> None:
     # threadpoolctl and debuggers find the kernels as one shared library.
-    folder = pathlib.Path(refnorm_fast.__file__).parent
+    folder = pathlib.Path(_runtime.__file__).parent
     (library,) = [*folder.glob("librefnorm_kernels.*")]
     assert ctypes.CDLL(str(library)).rn_level_count() == len(_runtime.compiled_isas())
 
