@@ -1,8 +1,8 @@
 /* Packed float32 matrix products with fused epilogues, and the encoder's first and last step.
  *
  * Rows go in blocks of ROW_BLOCK (their part of x and their results stay in the second-level cache), the depth in
- * blocks of DEPTH_BLOCK (a panel of that depth fills three quarters of a first-level cache of 32 KB), and the panels of the weight
- * pass over them; threads share the rows. Where there are too few rows, they share the panels. */
+ * blocks of DEPTH_BLOCK (a panel of that depth fills three quarters of a first-level cache of 32 KB), and the panels of
+ * the weight pass over them; threads share the rows. Where there are too few rows, they share the panels. */
 #include "gemm.h"
 
 #include "epilogue.h"
