@@ -143,7 +143,7 @@ def expmap_vjp(
 
 
 def _arrival(start: Point, unit: Wide, t: Wide, reach: Wide, root: float) -> tuple[Wide, Wide]:
-    """Return ``x + tanh(t)/root unit`` and ``c |...|^2`` without losing the boundary.
+    """Return ``x + unit tanh(t) / root`` and ``c |...|^2`` without losing the boundary.
 
     A geodesic that dives through the ball ends nearly opposite to its start, where both vectors have
     length 1 - tiny and their sum is made of what a rounded radius has lost. So with r = sqrt(c)|x|, the
