@@ -19,13 +19,7 @@ from refnorm.norms._compressed_rms_norm import (
     zero_mean_linear,
     zero_mean_linear_vjp,
 )
-from refnorm.norms._layer_norm import (
-    InvarianceReport,
-    Invariances,
-    invariance_report,
-    layer_norm,
-    layer_norm_vjp,
-)
+from refnorm.norms._layer_norm import InvarianceReport, Invariances, invariance_report, layer_norm, layer_norm_vjp
 from refnorm.norms._pre_norm import (
     PreNormBlock,
     PreNormParams,

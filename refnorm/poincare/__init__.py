@@ -30,14 +30,7 @@ from refnorm.poincare._geodesics import (
     transport,
     transport_vjp,
 )
-from refnorm.poincare._linear import (
-    fully_connected,
-    fully_connected_vjp,
-    init_baseline,
-    init_identity,
-    mlr,
-    mlr_vjp,
-)
+from refnorm.poincare._linear import fully_connected, fully_connected_vjp, init_baseline, init_identity, mlr, mlr_vjp
 
 __all__ = [
     "conformal_factor",

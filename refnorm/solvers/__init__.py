@@ -37,6 +37,7 @@ from refnorm.solvers._implicit_differentiation import (
 )
 from refnorm.solvers._linear_solvers import LinearSolveResult, bicgstab, cg, gmres, normal_cg
 from refnorm.solvers._lion import Lion, LionState, lion_gradient_weights, lion_update, sign_momentum
+from refnorm.solvers._monitor import Diverged, Monitor, Progress
 from refnorm.solvers._projections import (
     ball_projection,
     ball_projection_vjp,
@@ -57,6 +58,7 @@ __all__ = [
     "SGDP",
     "AdamP",
     "AdamPState",
+    "Diverged",
     "FixedPoint",
     "GradientStep",
     "ImplicitPullback",
@@ -64,8 +66,10 @@ __all__ = [
     "Lion",
     "LionState",
     "MirrorDescent",
+    "Monitor",
     "NewtonStep",
     "Optimizer",
+    "Progress",
     "ProjectedGradient",
     "ProximalGradient",
     "QPKkt",
