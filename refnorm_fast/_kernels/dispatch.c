@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -129,15 +130,35 @@ int rn_threads(size_t parts, double nanoseconds) {
     return threads < 1 ? 1 : (int)threads;
 }
 
+/* Bytes of the largest cache that processor 0 has a share in, as Linux lists them. The C library's answer for AMD
+ * processors is the sum of the third-level caches of the whole package, of which a core uses one. */
+static long listed_cache_bytes(void) {
+    long best = 0;
+    for (int index = 0; index < 8; index++) {
+        char path[80], unit = 0;
+        long size = 0;
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", index);
+        FILE *file = fopen(path, "r");
+        if (file == NULL) break;
+        int found = fscanf(file, "%ld%c", &size, &unit);
+        fclose(file);
+        if (found == 2 && unit == 'K') size *= 1024;
+        if (found == 2 && unit == 'M') size *= 1024 * 1024;
+        if (found >= 1 && size > best) best = size;
+    }
+    return best;
+}
+
 size_t rn_cache_bytes(void) {
     size_t bytes = atomic_load_explicit(&cache_bytes, memory_order_relaxed);
     if (bytes == 0) {
-        long level3 = -1, level2 = -1;
+        long best = listed_cache_bytes();
+        if (best == 0) {
 #ifdef _SC_LEVEL3_CACHE_SIZE
-        level3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-        level2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+            long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE), level2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+            best = level3 > level2 ? level3 : level2;
 #endif
-        long best = level3 > level2 ? level3 : level2;
+        }
         bytes = best > 0 ? (size_t)best : (size_t)8 << 20;
         atomic_store(&cache_bytes, bytes);
     }

@@ -73,8 +73,56 @@ RN_INLINE void N(deviations)(const T *x, size_t length, double mean, double *sum
     *squares = vf64_sum((q[0] + q[1]) + (q[2] + q[3])) + more_squares;
 }
 
+#if !WIDE
+/* Mean and squared deviations in one pass and in float32, from deviations d = x - reference, where the reference is the
+ * mean of the first few entries: x - reference is exact or rounded in its own last place, and partial sums of
+ * CHAIN terms are added up in float64. What sum d^2 - (sum d)^2 / n loses is the ratio of the two; where the reference
+ * turns out to be far from the mean, or a square may have left the range, the answer is 0 and the passes in float64
+ * follow. */
+#define CHAIN 8
+#define LEAST_SHARE 0.25 /* of sum d^2 that must remain */
+static int N(shifted_moments)(const float *x, size_t length, N(moments) *m) {
+    if (length < LANES) return 0;
+    float reference = (float)(vf32_sum_wide(vf32_load(x)) / LANES);
+    vf32 shift = vf32_set(reference);
+    vf64 sum[2] = {{0}, {0}}, squares[2] = {{0}, {0}};
+    size_t i = 0;
+    while (i < length) {
+        size_t stop = length - i < 2 * CHAIN * LANES ? length : i + 2 * CHAIN * LANES;
+        vf32 s[2] = {{0}, {0}}, q[2] = {{0}, {0}};
+        for (; i + 2 * LANES <= stop; i += 2 * LANES)
+#pragma GCC unroll 2
+            for (int k = 0; k < 2; k++) {
+                vf32 d = vf32_load(x + i + (size_t)k * LANES) - shift;
+                s[k] += d;
+                q[k] = vf32_fma(d, d, q[k]);
+            }
+        for (; i < stop; i += LANES) {
+            size_t left = stop - i < LANES ? stop - i : LANES;
+            vf32 d = vf32_load_part(x + i, left, reference) - shift;
+            s[0] += d;
+            q[0] = vf32_fma(d, d, q[0]);
+        }
+        vf32 both = s[0] + s[1], both_squares = q[0] + q[1];
+        sum[0] += vf64_low(both);
+        sum[1] += vf64_high(both);
+        squares[0] += vf64_low(both_squares);
+        squares[1] += vf64_high(both_squares);
+    }
+    double total = vf64_sum(sum[0] + sum[1]), all = vf64_sum(squares[0] + squares[1]), n = (double)length;
+    double apart = total / n, rest = all - total * apart;
+    if (!(rest >= LEAST_SHARE * all && all > 1e-28 * n && all < 1e36)) return 0;
+    m->centre = (double)reference + apart;
+    m->squares = rest;
+    return 1;
+}
+#endif
+
 static N(moments) N(block_moments)(int kind, const T *x, size_t length) {
     N(moments) m = {(double)length, 0, 0, 0};
+#if !WIDE
+    if (kind == RN_LAYER_NORM && N(shifted_moments)(x, length, &m)) return m;
+#endif
     if (kind == RN_LAYER_NORM) {
         double mean = N(plain_sum)(x, length) / (double)length, residue;
         m.centre = mean;

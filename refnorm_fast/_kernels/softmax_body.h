@@ -165,7 +165,8 @@ RN_INLINE VT N(add_term)(VT *sum, VT *lost, VT power, VT p, VT rest, int FORM) {
     return term;
 }
 
-/* Sum of the terms; STORE keeps them in `terms`, and fetches the row after this one, `ahead` entries on. Stored terms are
+/* Sum of the terms; STORE keeps them in `terms`. With `ahead`, entries that far on are fetched meanwhile: the next row, or
+ * the next block of a row that is not in cache, whose way from memory the arithmetic hides. Stored terms are
  * rounded, so there the sum has to be all the better: EXACT. EXCLUDE leaves out those of the entries equal to `largest` and counts
  * them instead, so that the remainder keeps its relative accuracy however small it is. */
 RN_INLINE N(total) N(exp_sum)(const T *x, T *terms, size_t length, N(scaling) s, T largest, double *count,
@@ -185,7 +186,7 @@ RN_INLINE N(total) N(exp_sum)(const T *x, T *terms, size_t length, N(scaling) s,
         for (; i + WAYS * LANES <= stop; i += WAYS * LANES) {
             VT entry[WAYS], p[WAYS], rest[WAYS], power[WAYS];
             for (int k = 0; k < WAYS; k++) entry[k] = V(load)(x + i + (size_t)k * LANES);
-            if (STORE)
+            if (ahead)
                 for (int line = 0; line < WAYS * REFNORM_VECTOR_BYTES; line += 64)
                     __builtin_prefetch((const char *)(x + i + ahead) + line);
             if (SHIFT)
@@ -424,7 +425,7 @@ typedef struct {
     int raw; /* the entries could be reduced without subtracting the largest */
 } N(pair);
 
-static N(pair) N(block_pair)(const T *x, size_t length) {
+static N(pair) N(block_pair)(const T *x, size_t length, size_t ahead) {
     N(pair) pair = {0, 0, 0, N(largest)(x, length), 1};
     if (!isfinite(pair.largest)) {
         if (pair.largest > 0 || N(has_nan)(x, length)) pair.high = NAN;
@@ -435,7 +436,7 @@ static N(pair) N(block_pair)(const T *x, size_t length) {
         pair.raw = 0;
         return pair;
     }
-    N(total) sum = N(exp_sum)(x, NULL, length, s, pair.largest, NULL, 0, 0, 0, 0);
+    N(total) sum = N(exp_sum)(x, NULL, length, s, pair.largest, NULL, 0, 0, 0, ahead);
     pair.high = sum.high;
     pair.low = sum.low;
     pair.n_ref = s.n_ref;
@@ -492,7 +493,8 @@ static void N(baseline_row)(const T *x, T *y, size_t length, int algorithm, int 
                 if (sum != 0) sum *= exp((double)largest - (double)block);
                 largest = block;
             }
-            sum += N(exp_sum)(x + at, NULL, size, N(scaling_for)(largest, 1), 0, NULL, 0, 1, 0, 0).high;
+            sum += N(exp_sum)(x + at, NULL, size, N(scaling_for)(largest, 1), 0, NULL, 0, 1, 0,
+                              length - at > BLOCK ? BLOCK : 0).high;
         }
         if (sum == 0) sum = NAN;
         N(total) all = {sum, 0};
@@ -514,15 +516,14 @@ static void N(baseline_row)(const T *x, T *y, size_t length, int algorithm, int 
     }
 }
 
-/* Second pass over a range of blocks, the latest read first: it may still be in cache. */
+/* Second pass over a range of blocks. It runs forward like the first: read backwards, the last blocks would still be in
+ * cache, but the processor fetches ahead in one direction only, and the pass takes twice as long. */
 static void N(two_pass_output)(const T *x, T *y, size_t length, size_t first, size_t last, const N(pair) *all,
                                int stream) {
     N(scaling) s = N(scaling_for)(isfinite(all->largest) ? all->largest : 0, 0);
     N(factor) f = N(reciprocal)((N(total)){all->high, all->low});
-    for (size_t block = last; block-- > first;) {
-        size_t at = block * BLOCK, size = length - at < BLOCK ? length - at : BLOCK;
-        N(scale_exp)(x + at, y + at, size, s, f, stream);
-    }
+    size_t at = first * BLOCK, end = last * BLOCK < length ? last * BLOCK : length;
+    if (at < end) N(scale_exp)(x + at, y + at, end - at, s, f, stream);
 }
 
 /* Rows too large for the caches, two passes over each; the threads share every row, in blocks whose bounds depend on
@@ -542,7 +543,8 @@ static int N(two_pass_rows)(const T *x, size_t stride, T *y, size_t rows, size_t
             N(pair) *mine = pairs + (row & 1) * blocks;
             for (size_t block = first; block < last; block++) {
                 size_t at = block * BLOCK;
-                mine[block] = N(block_pair)(from + at, length - at < BLOCK ? length - at : BLOCK);
+                mine[block] = N(block_pair)(from + at, length - at < BLOCK ? length - at : BLOCK,
+                                            block + 1 < last ? BLOCK : 0);
             }
             RN_BARRIER;
             N(pair) all = N(merge_pairs)(mine, blocks);
@@ -641,7 +643,30 @@ static void N(lse_store)(N(lse) all, double *largest, double *log_sum) {
     *log_sum = none ? NAN : log1p((all.count - 1) + all.rest);
 }
 
+/* log sum exp(x - largest) from the sum with the largest entry in it, if nothing is lost that way: the sum is right to
+ * about 2^-24, its logarithm as much absolutely, which is a quarter of a unit of numbers above 2. One pass without
+ * comparisons, one logarithm. In float64 the terms have no digits to spare. */
+#define PLAIN_LOG_LEAST 2.0
+static int N(log_of_pair)(N(pair) all, double *largest, double *log_sum) {
+    if (WIDE || !all.raw || !(all.high > 0)) return 0;
+    double found = log((all.high + all.low) * pow2_of(-BIAS)) + exponent_minus((double)all.n_ref, (double)all.largest);
+    if (!(found > PLAIN_LOG_LEAST)) return 0;
+    *largest = (double)all.largest;
+    *log_sum = found;
+    return 1;
+}
+
+/* Blocks of a row shorter than SHARED_BLOCKS blocks. */
+static int N(plain_row_lse)(const T *x, size_t length, double *largest, double *log_sum) {
+    N(pair) pairs[SHARED_BLOCKS];
+    size_t blocks = 0;
+    for (size_t at = 0; at < length; at += BLOCK, blocks++)
+        pairs[blocks] = N(block_pair)(x + at, length - at < BLOCK ? length - at : BLOCK, length - at > BLOCK ? BLOCK : 0);
+    return N(log_of_pair)(blocks == 1 ? pairs[0] : N(merge_pairs)(pairs, blocks), largest, log_sum);
+}
+
 static void N(row_lse)(const T *x, size_t length, double *largest, double *log_sum) {
+    if (!WIDE && N(plain_row_lse)(x, length, largest, log_sum)) return;
     N(lse) all = {-INFINITY, 0, 0};
     for (size_t at = 0; at < length; at += BLOCK)
         N(lse_merge)(&all, N(block_lse)(x + at, length - at < BLOCK ? length - at : BLOCK));
@@ -679,31 +704,43 @@ static int N(log_softmax)(const T *x, size_t stride, T *z, size_t rows, size_t l
         }
         return 0;
     }
+    /* Two sets of each, so that a thread ahead does not overwrite what another still reads. */
     N(lse) *parts = rn_scratch(0, 2 * blocks * sizeof(N(lse)));
-    if (parts == NULL) return -1;
+    N(pair) *pairs = rn_scratch(1, 2 * blocks * sizeof(N(pair)));
+    if (parts == NULL || pairs == NULL) return -1;
     int threads = rn_threads(blocks, NS_EXP * (double)rows * (double)length);
     RN_PARALLEL(threads) {
         RN_SHARE(blocks, first, last);
+        size_t begin = first * BLOCK, end = last * BLOCK < length ? last * BLOCK : length;
         for (size_t row = 0; row < rows; row++) {
             const T *from = x + row * stride;
-            N(lse) *mine = parts + (row & 1) * blocks;
-            for (size_t block = first; block < last; block++) {
-                size_t at = block * BLOCK;
-                mine[block] = N(block_lse)(from + at, length - at < BLOCK ? length - at : BLOCK);
-            }
-            RN_BARRIER;
-            N(lse) all = {-INFINITY, 0, 0};
-            for (size_t block = 0; block < blocks; block++) N(lse_merge)(&all, mine[block]);
             double top, sum;
-            N(lse_store)(all, &top, &sum);
-            if (largest && first == 0) largest[row] = top, log_sum[row] = sum;
-            if (z)
-                for (size_t block = last; block-- > first;) {
-                    size_t at = block * BLOCK, size = length - at < BLOCK ? length - at : BLOCK;
-                    T *to = z + row * length + at;
-                    stream ? N(subtract_body)(from + at, to, size, top, sum, 1)
-                           : N(subtract_body)(from + at, to, size, top, sum, 0);
+            int done = 0;
+            if (!WIDE) {
+                N(pair) *mine = pairs + (row & 1) * blocks;
+                for (size_t block = first; block < last; block++) {
+                    size_t at = block * BLOCK;
+                    mine[block] = N(block_pair)(from + at, length - at < BLOCK ? length - at : BLOCK,
+                                                block + 1 < last ? BLOCK : 0);
                 }
+                RN_BARRIER;
+                done = N(log_of_pair)(N(merge_pairs)(mine, blocks), &top, &sum); /* the same in every thread */
+            }
+            if (!done) {
+                N(lse) *mine = parts + (row & 1) * blocks;
+                for (size_t block = first; block < last; block++) {
+                    size_t at = block * BLOCK;
+                    mine[block] = N(block_lse)(from + at, length - at < BLOCK ? length - at : BLOCK);
+                }
+                RN_BARRIER;
+                N(lse) all = {-INFINITY, 0, 0};
+                for (size_t block = 0; block < blocks; block++) N(lse_merge)(&all, mine[block]);
+                N(lse_store)(all, &top, &sum);
+            }
+            if (largest && first == 0) largest[row] = top, log_sum[row] = sum;
+            if (z && begin < end)
+                stream ? N(subtract_body)(from + begin, z + row * length + begin, end - begin, top, sum, 1)
+                       : N(subtract_body)(from + begin, z + row * length + begin, end - begin, top, sum, 0);
         }
         vec_fence();
     }
