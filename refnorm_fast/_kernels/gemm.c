@@ -1,7 +1,7 @@
 /* Packed float32 matrix products with fused epilogues, and the encoder's first and last step.
  *
  * Rows go in blocks of ROW_BLOCK (their part of x and their results stay in the second-level cache), the depth in
- * blocks of DEPTH_BLOCK (a panel of that depth fills three quarters of a first-level cache of 32 KB), and the panels of
+ * blocks of DEPTH_BLOCK (a panel of that depth is 24 KB, which a first-level cache of 32 KB holds), and the panels of
  * the weight pass over them; threads share the rows. Where there are too few rows, they share the panels. */
 #include "gemm.h"
 
@@ -14,10 +14,12 @@
 #define TILE_VEC vf32
 #include "tile.h"
 
-enum { TILE_COLUMNS = 2 * VF32, ROW_BLOCK = 96, FEED_BLOCK = 48, DEPTH_BLOCK = 384 };
+enum { TILE_COLUMNS = 2 * VF32, ROW_BLOCK = 96, FEED_BLOCK = 48, DEPTH_BLOCK = 6144 / TILE_COLUMNS };
 
 /* Single-threaded cost, for the choice of the number of threads: two vector multiply-adds a cycle at 3 GHz. */
 #define NS_PER_MULTIPLY_ADD (1.0 / (6.0 * VF32))
+/* and what a core waits for a byte of the weight that comes from the second or third cache. */
+#define NS_PER_WEIGHT_BYTE 0.0125
 
 static size_t padded_width(size_t width) { return (width + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS; }
 
@@ -120,7 +122,8 @@ static int linear_by_columns(const rn_linear_call *call, int threads) {
 static int linear(const rn_linear_call *call) {
     size_t rows = call->rows, strips = (rows + TILE_ROWS - 1) / TILE_ROWS;
     if (rows == 0 || call->width == 0) return 0;
-    double cost = NS_PER_MULTIPLY_ADD * (double)rows * (double)call->depth * (double)call->width;
+    double size = (double)call->depth * (double)call->width, cost = NS_PER_MULTIPLY_ADD * (double)rows * size;
+    if (cost < 4 * size * NS_PER_WEIGHT_BYTE) cost = 4 * size * NS_PER_WEIGHT_BYTE;
     int threads = rn_threads(padded_width(call->width) / TILE_COLUMNS, cost);
     if (strips < 2 * (size_t)threads) return linear_by_columns(call, threads);
     threads = rn_threads(strips, cost);

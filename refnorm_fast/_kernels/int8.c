@@ -63,7 +63,7 @@ enum {
     LANES = VF32,
     COLUMNS = 2 * VF32,
     STEP = 8, /* the depth is padded to whole steps of the NARROW way */
-    GROUP = 128,
+    GROUP = HAVE_DOT ? 384 : 128, /* narrower where a level has 7 bits */
     ROW_BLOCK = 48,
     PAIRED = 4 * COLUMNS /* bytes of a panel for four entries of depth */
 };
@@ -73,6 +73,7 @@ enum { ROWS = 8 };
 enum { ROWS = 4 };
 #endif
 #define NS_PER_PRODUCT (1.0 / (12.0 * VF32))
+#define NS_PER_BYTE 0.0125 /* from the third cache */
 
 static size_t padded_width(size_t width) { return (width + COLUMNS - 1) / COLUMNS * COLUMNS; }
 static size_t padded_depth(size_t depth) { return (depth + STEP - 1) / STEP * STEP; }
@@ -141,6 +142,38 @@ RN_INLINE void integer_tile(const int way, const int rows, const uint8_t *a, siz
 
 /* ---- exact products ------------------------------------------------------------------------------------------- */
 
+#if VEC_AVX512
+/* 16 rows of 16 lanes, `stride` bytes apart, become 16 vectors PAIRED bytes apart. Pairs of lanes, then pairs of pairs,
+ * change places within quarters of a vector, and at last the quarters do. */
+RN_INLINE void transpose(const int8_t *from, size_t stride, int8_t *to) {
+    __m512i a[16], b[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + (size_t)i * stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    /* a[4 g + c]: column 4 quarter + c of rows 4 g to 4 g + 3. */
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), high = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+        __m512i low2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88), high2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+        _mm512_storeu_si512(to + (size_t)c * PAIRED, _mm512_shuffle_i32x4(low, low2, 0x88));
+        _mm512_storeu_si512(to + (size_t)(8 + c) * PAIRED, _mm512_shuffle_i32x4(low, low2, 0xdd));
+        _mm512_storeu_si512(to + (size_t)(4 + c) * PAIRED, _mm512_shuffle_i32x4(high, high2, 0x88));
+        _mm512_storeu_si512(to + (size_t)(12 + c) * PAIRED, _mm512_shuffle_i32x4(high, high2, 0xdd));
+    }
+}
+#endif
+
 static void pack(const int8_t *q, size_t q_stride, size_t depth, size_t width, int8_t *packed, int32_t *sums) {
     size_t deep = padded_depth(depth), wide = padded_width(width), whole = depth / 4;
     int threads = rn_threads(wide / COLUMNS, 0.3 * (double)deep * (double)wide);
@@ -157,8 +190,15 @@ static void pack(const int8_t *q, size_t q_stride, size_t depth, size_t width, i
                 for (size_t k = whole * 4; j < columns && k < depth; k++) panel[whole * PAIRED + 4 * j + k % 4] = from[k];
                 sums[n + j] = sum;
             }
-            /* Four entries of the depth move together; sixteen steps' worth of a row is a cache line. */
-            for (size_t k = 0; k < whole; k++)
+            /* Four entries of the depth move together. */
+            size_t k = 0;
+#if VEC_AVX512
+            if (columns == COLUMNS)
+                for (; k + LANES <= whole; k += LANES)
+                    for (size_t j = 0; j < COLUMNS; j += LANES)
+                        transpose(q + (n + j) * q_stride + 4 * k, q_stride, panel + k * PAIRED + 4 * j);
+#endif
+            for (; k < whole; k++)
                 for (size_t j = 0; j < COLUMNS; j++) {
                     int32_t four = 0;
                     if (j < columns) memcpy(&four, q + (n + j) * q_stride + 4 * k, 4);
@@ -299,6 +339,120 @@ static int matmul(const int8_t *a, size_t a_stride, size_t rows, size_t depth, c
                   const int32_t *sums, size_t width, int32_t *c, size_t c_stride) {
     exact_target target = {.integers = c, .stride = c_stride};
     return exact_product(EXACT_WAY, a, a_stride, rows, depth, packed, sums, width, &target);
+}
+
+/* ---- exact products of few rows, without packing ------------------------------------------------------------------
+ *
+ * Each output is a dot product of two rows as they stand in memory, LANES partial sums each, added up across the vector at
+ * the end. q is read once, from memory, which is what the time goes to; packing it would cost more than that. */
+
+typedef int8_t vi8 __attribute__((vector_size(REFNORM_VECTOR_BYTES)));
+enum { FEW_ROWS = 4, FEW_COLUMNS = 4 };
+
+RN_INLINE vi8 smaller_bytes(vi8 a, vi8 b) {
+#if VEC_AVX512
+    return (vi8)_mm512_min_epi8((__m512i)a, (__m512i)b);
+#elif VEC_AVX2
+    return (vi8)_mm256_min_epi8((__m256i)a, (__m256i)b);
+#else
+    vi8 less = a < b;
+    return (a & less) | (b & ~less);
+#endif
+}
+
+RN_INLINE int32_t lane_sum(vi32 x) {
+#if VEC_AVX512
+    return _mm512_reduce_add_epi32((__m512i)x);
+#else
+    int32_t sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += x[lane];
+    return sum;
+#endif
+}
+
+RN_INLINE vi32 bytes_at(const void *from, size_t count) {
+    vi32 value = {0};
+    memcpy(&value, from, count < sizeof value ? count : sizeof value);
+    return value;
+}
+
+/* c[r, j] = a[r] . q[j] for `rows` rows of a (unsigned, as a + 128, zero padded) and `columns` rows of q. `low` keeps the
+ * smallest bytes of q. */
+RN_INLINE void dot_tile(const int rows, const int columns, const uint8_t *a, size_t a_stride, const int8_t *q,
+                        size_t q_stride, size_t depth, int32_t *c, size_t c_stride, vi8 *low) {
+    const vi32 half = vi32_set((int32_t)0x80808080);
+    vi32 sum[FEW_ROWS][FEW_COLUMNS], extra[FEW_COLUMNS];
+    vi8 least = *low;
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < columns; j++) sum[r][j] = vi32_set(0);
+    for (int j = 0; j < columns; j++) extra[j] = vi32_set(0);
+    size_t k = 0, whole = depth / REFNORM_VECTOR_BYTES * REFNORM_VECTOR_BYTES;
+#define DOT_STEP(LOAD)                                                                            \
+    do {                                                                                          \
+        vi32 w[FEW_COLUMNS];                                                                      \
+        for (int j = 0; j < columns; j++) {                                                       \
+            w[j] = LOAD(q + (size_t)j * q_stride + k);                                            \
+            least = smaller_bytes((vi8)w[j], least);                                              \
+            extra[j] = dot_wide(extra[j], half, w[j]);                                            \
+        }                                                                                         \
+        for (int r = 0; r < rows; r++) {                                                          \
+            vi32 x = vi32_load((const int32_t *)(const void *)(a + (size_t)r * a_stride + k));    \
+            for (int j = 0; j < columns; j++) sum[r][j] = dot_wide(sum[r][j], x, w[j]);           \
+        }                                                                                         \
+    } while (0)
+#define WHOLE_BYTES(from) vi32_load((const int32_t *)(const void *)(from))
+#define LAST_BYTES(from) bytes_at(from, depth - k)
+    for (; k < whole; k += REFNORM_VECTOR_BYTES) DOT_STEP(WHOLE_BYTES);
+    if (k < depth) DOT_STEP(LAST_BYTES);
+#undef DOT_STEP
+#undef WHOLE_BYTES
+#undef LAST_BYTES
+    for (int j = 0; j < columns; j++)
+        for (int r = 0; r < rows; r++) c[(size_t)r * c_stride + (size_t)j] = lane_sum(sum[r][j] - extra[j]);
+    *low = least;
+}
+
+static __attribute__((noinline)) void dot_columns(const uint8_t *a, size_t a_stride, size_t rows, const int8_t *q,
+                                                  size_t q_stride, size_t depth, size_t first, size_t last,
+                                                  int32_t *c, size_t c_stride, vi8 *low) {
+    for (size_t n = first; n < last;) {
+        size_t columns = last - n >= FEW_COLUMNS ? FEW_COLUMNS : 1, r = 0;
+        const int8_t *from = q + n * q_stride;
+        if (columns == FEW_COLUMNS) {
+            for (; r + FEW_ROWS <= rows; r += FEW_ROWS)
+                dot_tile(FEW_ROWS, FEW_COLUMNS, a + r * a_stride, a_stride, from, q_stride, depth, c + r * c_stride + n,
+                         c_stride, low);
+            for (; r < rows; r++)
+                dot_tile(1, FEW_COLUMNS, a + r * a_stride, a_stride, from, q_stride, depth, c + r * c_stride + n,
+                         c_stride, low);
+        } else {
+            for (; r < rows; r++)
+                dot_tile(1, 1, a + r * a_stride, a_stride, from, q_stride, depth, c + r * c_stride + n, c_stride, low);
+        }
+        n += columns;
+    }
+}
+
+static int matmul_rows(const int8_t *a, size_t rows, size_t depth, const int8_t *q, size_t width, int32_t *c) {
+    size_t stride = (depth + REFNORM_VECTOR_BYTES - 1) / REFNORM_VECTOR_BYTES * REFNORM_VECTOR_BYTES;
+    uint8_t *room = rn_scratch(0, rows * stride + 1);
+    if (room == NULL) return -1;
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t k = 0; k < depth; k++) room[r * stride + k] = (uint8_t)a[r * depth + k] ^ 0x80;
+        memset(room + r * stride + depth, 0, stride - depth);
+    }
+    double size = (double)depth * (double)width, cost = NS_PER_PRODUCT * (double)rows * size;
+    if (cost < NS_PER_BYTE * size) cost = NS_PER_BYTE * size;
+    int threads = rn_threads((width + FEW_COLUMNS - 1) / FEW_COLUMNS, cost), wrong = 0;
+    RN_PARALLEL(threads) {
+        RN_SHARE((width + FEW_COLUMNS - 1) / FEW_COLUMNS, first, last);
+        vi8 low = {0};
+        size_t end = last * FEW_COLUMNS < width ? last * FEW_COLUMNS : width;
+        dot_columns(room, stride, rows, q, depth, depth, first * FEW_COLUMNS, end, c, width, &low);
+        for (int i = 0; i < REFNORM_VECTOR_BYTES; i++)
+            if (low[i] == -128) __atomic_store_n(&wrong, 1, __ATOMIC_RELAXED);
+    }
+    return wrong;
 }
 
 static int row_constants(const float *x, size_t x_stride, size_t rows, size_t depth, float threshold, float *largest,
@@ -678,6 +832,7 @@ RN_TABLE(int8) = {
     .packed_bytes = packed_bytes,
     .pack = pack,
     .matmul = matmul,
+    .matmul_rows = matmul_rows,
     .row_constants = row_constants,
     .quantize = quantize,
     .dequantized = dequantized,

@@ -38,6 +38,8 @@ typedef struct {
     /* c[t, n] = sum_k a[t, k] q[n, k]; q holds no -128. 0, or -1 without memory. */
     int (*matmul)(const int8_t *a, size_t a_stride, size_t rows, size_t depth, const int8_t *packed,
                   const int32_t *sums, size_t width, int32_t *c, size_t c_stride);
+    /* The same for few rows, q (width, depth) not packed; a and c are contiguous. 1 if q holds -128: c is then unfinished. */
+    int (*matmul_rows)(const int8_t *a, size_t rows, size_t depth, const int8_t *q, size_t width, int32_t *c);
     /* One pass over x: largest |x| of each row, over entries below the threshold (0: over all), and outlier[k] = 1
      * where a column reaches it. Returns 1 if x holds NaN or infinity. `outlier` starts as zeros. */
     int (*row_constants)(const float *x, size_t x_stride, size_t rows, size_t depth, float threshold, float *largest,

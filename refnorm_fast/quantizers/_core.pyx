@@ -25,6 +25,8 @@ cdef extern from "int8.h":
                      int32_t *sums) nogil
         int (*matmul)(const signed char *a, size_t a_stride, size_t rows, size_t depth, const signed char *packed,
                       const int32_t *sums, size_t width, int32_t *c, size_t c_stride) nogil
+        int (*matmul_rows)(const signed char *a, size_t rows, size_t depth, const signed char *q, size_t width,
+                           int32_t *c) nogil
         int (*row_constants)(const float *x, size_t x_stride, size_t rows, size_t depth, float threshold,
                              float *largest, uint8_t *outlier) nogil
         void (*quantize)(const float *x, size_t x_stride, size_t rows, size_t depth, const float *largest,
@@ -37,6 +39,9 @@ cdef extern from "int8.h":
 
 # Sums of this many products of codes fit int32.
 MOST_TERMS = (2**31 - 1) // 127**2
+
+# Up to this many rows, packing the other matrix would take longer than the product.
+FEW_ROWS = 64
 
 
 cdef void *_at(array) noexcept:
@@ -225,7 +230,7 @@ def int8_matmul(a, b, *, out=None):
     >>> int8_matmul(np.array([[64, -127]], dtype=np.int8), np.array([[127, 127]], dtype=np.int8))
     array([[-8001]], dtype=int32)
     """
-    left, right = _int8_matrix(a, "a"), _int8_matrix(b, "b")
+    left, right = _int8_matrix(a, "a"), _int8_matrix(b, "b", len(a) > FEW_ROWS)
     if left.shape[1] != right.shape[1]:
         _checks.fail("b", f"shape (N, {left.shape[1]}) like a", right.shape)
     if left.shape[1] > MOST_TERMS:
@@ -236,6 +241,8 @@ def int8_matmul(a, b, *, out=None):
             out[...] = int8_matmul(left, right)
             return out
     result = out if out is not None else numpy.empty((left.shape[0], right.shape[0]), numpy.int32)
+    if left.shape[0] <= FEW_ROWS:
+        return _few_rows(left, right, result)
     cdef Packed packed = Packed(right, None)
     cdef const signed char *codes = <const signed char *> _at(left)
     cdef const signed char *panels = <const signed char *> _at(packed.codes)
@@ -251,9 +258,26 @@ def int8_matmul(a, b, *, out=None):
     return result
 
 
-cdef _int8_matrix(array, name):
+cdef _few_rows(left, right, result):
+    cdef const signed char *codes = <const signed char *> _at(left)
+    cdef const signed char *others = <const signed char *> _at(right)
+    cdef int32_t *target = <int32_t *> _at(result)
+    cdef size_t rows = left.shape[0], depth = left.shape[1], width = right.shape[0]
+    cdef const rn_int8_table *table = rn_int8()
+    cdef int status
+    with nogil:
+        status = table.matmul_rows(codes, rows, depth, others, width, target)
+    if status > 0:
+        _int8_matrix(right, "b")  # raises
+    if status < 0:
+        raise MemoryError("int8_matmul: no memory for the rows")
+    return result
+
+
+cdef _int8_matrix(array, name, look=True):
+    """A contiguous int8 matrix; where `look` is false, somebody else looks for -128."""
     matrix = numpy.asarray(array)
-    if matrix.dtype != numpy.int8 or matrix.ndim != 2 or (matrix.size and matrix.min() == -128):
+    if matrix.dtype != numpy.int8 or matrix.ndim != 2 or (look and matrix.size and matrix.min() == -128):
         matrix = _checks.integer_array(array, name, ndim=2, low=-127)
         _checks.fail_type(name, "dtype int8", matrix.dtype)
     return numpy.ascontiguousarray(matrix)

@@ -119,7 +119,7 @@ def quantized_layer(x, weight, bias, group, weight_top, row_top, threshold):
     return y
 
 
-@pytest.mark.parametrize("depth", [1, 2, 7, 8, 9, 127, 128, 129, 136, 384])
+@pytest.mark.parametrize("depth", [1, 2, 7, 8, 9, 127, 128, 129, 136, 384, 400])
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 50])
 def test_int8_layer_computes_what_it_says(isa, depth, rows):
     rng = np.random.default_rng(depth)
@@ -130,7 +130,8 @@ def test_int8_layer_computes_what_it_says(isa, depth, rows):
     backend = ops("fast-int8")
     got = backend.linear(x, backend.prepare_linear(weight, bias))
     weight_top, row_top = (63, 127) if isa in ("avx2", "avx512") else (127, 255)
-    expected = quantized_layer(x, weight, bias, 128, weight_top, row_top, 6.0)
+    group = 384 if isa == "avx512vnni" else 128
+    expected = quantized_layer(x, weight, bias, group, weight_top, row_top, 6.0)
     # A level that float32 rounds the other way at a tie moves one product by a step of x times a weight.
     step = 12 / row_top * np.abs(weight).max()
     assert np.abs(got - expected).max() <= 1e-4 + step

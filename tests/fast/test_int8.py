@@ -40,18 +40,34 @@ def exact_product(a, b):
     return a.astype(np.int64) @ b.astype(np.int64).T
 
 
+MANY = _core.FEW_ROWS + 5
+"""Rows beyond which the other matrix is packed."""
+
+
 @pytest.mark.parametrize("depth", [*support.TAILS, 1040, 1536])
-def test_product_is_exact_for_every_tail_of_the_depth(depth):
+@pytest.mark.parametrize("rows", [5, MANY])
+def test_product_is_exact_for_every_tail_of_the_depth(depth, rows):
     rng = np.random.default_rng(depth)
-    a, b = random_codes(rng, 5, depth), random_codes(rng, 19, depth)
+    a, b = random_codes(rng, rows, depth), random_codes(rng, 43, depth)
     np.testing.assert_array_equal(fast.int8_matmul(a, b), exact_product(a, b))
 
 
 @pytest.mark.parametrize("width", [*range(70), 127, 128, 129])
-def test_product_is_exact_for_every_tail_of_the_columns(width):
+@pytest.mark.parametrize("rows", [9, MANY])
+def test_product_is_exact_for_every_tail_of_the_columns(width, rows):
     rng = np.random.default_rng(width)
-    a, b = random_codes(rng, 9, 70), random_codes(rng, width, 70)
+    a, b = random_codes(rng, rows, 70), random_codes(rng, width, 70)
     np.testing.assert_array_equal(fast.int8_matmul(a, b), exact_product(a, b))
+
+
+@pytest.mark.parametrize("rows", [1, 6, MANY])
+@pytest.mark.parametrize("at", [(0, 0), (12, 3), (17, 69)])
+def test_the_code_without_a_counterpart_is_refused(rows, at):
+    rng = np.random.default_rng(rows)
+    a, b = random_codes(rng, rows, 70), random_codes(rng, 18, 70)
+    b[at] = -128
+    with pytest.raises(ValueError, match="b: expected values of at least -127, got -128"):
+        fast.int8_matmul(a, b)
 
 
 def test_product_is_exact_for_every_number_of_rows():

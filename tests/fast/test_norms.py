@@ -46,6 +46,22 @@ def test_common_offset_costs_no_digits(length: int, offset: float) -> None:
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("length", [16, 40, 257, 5000, 70000])
+@pytest.mark.parametrize("scale", [1e-30, 1e-16, 1.0, 1e15, 1e30])
+@pytest.mark.parametrize("first", [0.0, 30.0, 1e4, 1e7])
+def test_entries_that_begin_far_from_the_mean_cost_no_digits(length: int, scale: float, first: float) -> None:
+    rng = np.random.default_rng(length)
+    x = rng.normal(size=(2, length))
+    x[0, :16] += first
+    x[1, ::3] += first
+    x = (scale * x).astype(np.float32)
+    y = fast.layer_norm(x, np.ones(length, np.float32), np.zeros(length, np.float32), eps=1e-300)
+    expected = exact_layer_norm(x, 1e-300)
+    ulp = np.spacing(np.abs(expected).max().astype(np.float32))
+    assert np.abs(y - expected).max() <= 4 * ulp
+
+
+@pytest.mark.usefixtures("isa")
 def test_common_offset_in_float64() -> None:
     x = np.random.default_rng(0).normal(size=(3, 777)) + 1e4
     y = fast.layer_norm(x, np.ones(777), np.zeros(777))
