@@ -87,18 +87,12 @@ static void normalise(const rn_linear_call *call, size_t first, size_t rows, flo
                              call->shift, call->eps, call->out + (first + row) * call->out_stride, call->width);
 }
 
-/* Rows of one thread in blocks of nearly equal height, a multiple of TILE_ROWS but for the last. */
-static size_t block_height(size_t rows, size_t limit) {
+/* Blocks of nearly equal height for every thread, a multiple of TILE_ROWS but for the last. */
+static size_t block_height(size_t rows, int threads, size_t limit) {
+    rows = (rows + (size_t)threads - 1) / (size_t)threads;
     size_t blocks = (rows + limit - 1) / limit;
     size_t height = blocks == 0 ? limit : (rows + blocks - 1) / blocks;
     return (height + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
-}
-
-/* The thread's share of rows, cut at multiples of TILE_ROWS. */
-static void row_share(size_t rows, size_t parts, size_t part, size_t *first, size_t *last) {
-    rn_range((rows + TILE_ROWS - 1) / TILE_ROWS, parts, part, first, last);
-    *first *= TILE_ROWS;
-    *last = *last * TILE_ROWS < rows ? *last * TILE_ROWS : rows;
 }
 
 static int linear_by_columns(const rn_linear_call *call, int threads) {
@@ -128,17 +122,15 @@ static int linear(const rn_linear_call *call) {
     if (strips < 2 * (size_t)threads) return linear_by_columns(call, threads);
     threads = rn_threads(strips, cost);
     int failed = 0;
+    size_t height = block_height(rows, threads, ROW_BLOCK);
+    rn_shares shares = rn_share_out(rows, TILE_ROWS, threads);
     RN_PARALLEL(threads) {
-        size_t first, last;
-        row_share(rows, (size_t)RN_TEAM, (size_t)RN_THREAD, &first, &last);
-        size_t height = block_height(last - first, ROW_BLOCK);
         float *sums = NULL;
         if (call->gain != NULL) sums = rn_scratch(0, height * call->width * sizeof(float));
         if (call->gain != NULL && sums == NULL)
             failed = 1;
         else
-            for (size_t row = first; row < last; row += height) {
-                size_t count = last - row < height ? last - row : height;
+            for (size_t count, row; row = rn_take(&shares, height, &count), count > 0;) {
                 const float *x = call->x + row * call->x_stride;
                 if (sums == NULL) {
                     product(call, x, call->x_stride, count, 0, call->width, call->out + row * call->out_stride,
@@ -169,17 +161,16 @@ static int feed_forward(const rn_linear_call *first_layer, const rn_linear_call 
         two.x_stride = one.width;
         return linear(&one) || linear(&two) ? -1 : 0;
     }
+    size_t height = block_height(rows, threads, FEED_BLOCK);
+    rn_shares shares = rn_share_out(rows, TILE_ROWS, threads);
     RN_PARALLEL(threads) {
-        size_t first, last;
-        row_share(rows, (size_t)RN_TEAM, (size_t)RN_THREAD, &first, &last);
-        size_t height = block_height(last - first, FEED_BLOCK), middle = first_layer->width, width = second_layer->width;
+        size_t middle = first_layer->width, width = second_layer->width;
         float *hidden = rn_scratch(1, height * middle * sizeof(float));
         float *sums = rn_scratch(0, height * width * sizeof(float));
         if (hidden == NULL || sums == NULL)
             failed = 1;
         else
-            for (size_t row = first; row < last; row += height) {
-                size_t count = last - row < height ? last - row : height;
+            for (size_t count, row; row = rn_take(&shares, height, &count), count > 0;) {
                 product(first_layer, first_layer->x + row * first_layer->x_stride, first_layer->x_stride, count, 0,
                         middle, hidden, middle);
                 if (second_layer->gain != NULL) {

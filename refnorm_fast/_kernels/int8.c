@@ -786,11 +786,10 @@ static int linear(const rn_int8_call *call) {
     if (rows == 0 || width == 0) return 0;
     double cost = NS_PER_PRODUCT * (double)rows * (double)call->layer->depth * (double)width;
     int threads = rn_threads((rows + ROWS - 1) / ROWS, cost), failed = 0;
-    size_t height = block_height(rows, threads), blocks = (rows + height - 1) / height;
+    size_t height = block_height(rows, threads);
+    rn_shares shares = rn_share_out(rows, ROWS, threads);
     RN_PARALLEL(threads) {
-        RN_SHARE(blocks, first, last);
-        for (size_t block = first; block < last; block++) {
-            size_t row = block * height, count = rows - row < height ? rows - row : height;
+        for (size_t count, row; row = rn_take(&shares, height, &count), count > 0;) {
             if (linear_block(call, row, count) != 0) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
         }
     }
@@ -803,16 +802,12 @@ static int feed_forward(const rn_int8_call *first_call, const rn_int8_call *seco
     double cost = NS_PER_PRODUCT * (double)rows * (double)middle *
                   (double)(first_call->layer->depth + second_call->layer->width);
     int threads = rn_threads((rows + ROWS - 1) / ROWS, cost), failed = 0;
-    size_t height = block_height(rows, threads), blocks = (rows + height - 1) / height;
+    size_t height = block_height(rows, threads);
+    rn_shares shares = rn_share_out(rows, ROWS, threads);
     RN_PARALLEL(threads) {
-        RN_SHARE(blocks, first, last);
         float *hidden = rn_scratch(1, ROW_BLOCK * middle * sizeof(float));
-        if (hidden == NULL) {
-            __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-            last = first;
-        }
-        for (size_t block = first; block < last; block++) {
-            size_t row = block * height, count = rows - row < height ? rows - row : height;
+        if (hidden == NULL) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+        for (size_t count, row; hidden != NULL && (row = rn_take(&shares, height, &count), count > 0);) {
             rn_int8_call one = *first_call, two = *second_call;
             one.out = hidden;
             one.out_stride = two.x_stride = middle;

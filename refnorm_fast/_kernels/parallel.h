@@ -38,4 +38,37 @@ RN_INLINE void rn_range(size_t total, size_t parts, size_t index, size_t *first,
     size_t first, last;              \
     rn_range((total), (size_t)RN_TEAM, (size_t)RN_THREAD, &first, &last)
 
+/* Work that is handed out in pieces: every thread takes pieces of its own range first, whose data its caches hold, then
+ * of the others'. A thread that another program interrupts holds up one piece, not its whole range. */
+enum { RN_MOST_SHARES = 64 };
+typedef struct {
+    size_t next[RN_MOST_SHARES], end[RN_MOST_SHARES];
+    size_t parts;
+} rn_shares;
+
+/* Ranges of `total` items for `threads`, cut at multiples of `unit`. */
+RN_INLINE rn_shares rn_share_out(size_t total, size_t unit, int threads) {
+    rn_shares shares = {.parts = threads < RN_MOST_SHARES ? (size_t)threads : RN_MOST_SHARES};
+    for (size_t part = 0; part < shares.parts; part++) {
+        size_t first, last;
+        rn_range((total + unit - 1) / unit, shares.parts, part, &first, &last);
+        shares.next[part] = first * unit;
+        shares.end[part] = last * unit < total ? last * unit : total;
+    }
+    return shares;
+}
+
+/* First item of the next piece of at most `size`, whose length goes to *count; 0 in *count: nothing is left. */
+RN_INLINE size_t rn_take(rn_shares *shares, size_t size, size_t *count) {
+    for (size_t i = 0; i < shares->parts; i++) {
+        size_t part = ((size_t)RN_THREAD + i) % shares->parts, end = shares->end[part];
+        if (__atomic_load_n(&shares->next[part], __ATOMIC_RELAXED) >= end) continue;
+        size_t first = __atomic_fetch_add(&shares->next[part], size, __ATOMIC_RELAXED);
+        if (first >= end) continue;
+        *count = end - first < size ? end - first : size;
+        return first;
+    }
+    return *count = 0;
+}
+
 #endif
