@@ -16,6 +16,14 @@ from refnorm.poincare._ball import (
     project_ball,
     project_ball_vjp,
 )
+from refnorm.poincare._batch_norm import (
+    midpoint_batch_norm,
+    midpoint_batch_norm_vjp,
+    midpoint_statistics,
+    midpoint_statistics_vjp,
+    update_running_midpoint,
+)
+from refnorm.poincare._conv2d import beta_concat, beta_concat_vjp, conv2d, conv2d_vjp, init_conv2d_identity
 from refnorm.poincare._geodesics import (
     dist,
     dist_sq,
@@ -31,10 +39,19 @@ from refnorm.poincare._geodesics import (
     transport_vjp,
 )
 from refnorm.poincare._linear import fully_connected, fully_connected_vjp, init_baseline, init_identity, mlr, mlr_vjp
+from refnorm.poincare._midpoint import FrechetMeanResult, frechet_mean, midpoint, midpoint_vjp
+from refnorm.poincare._residual import avg_pool2d, avg_pool2d_vjp, relu, relu_vjp, residual_add, residual_add_vjp
 
 __all__ = [
+    "FrechetMeanResult",
+    "avg_pool2d",
+    "avg_pool2d_vjp",
+    "beta_concat",
+    "beta_concat_vjp",
     "conformal_factor",
     "conformal_factor_vjp",
+    "conv2d",
+    "conv2d_vjp",
     "dist",
     "dist_sq",
     "dist_sq_vjp",
@@ -43,16 +60,24 @@ __all__ = [
     "exp0_vjp",
     "expmap",
     "expmap_vjp",
+    "frechet_mean",
     "fully_connected",
     "fully_connected_vjp",
     "gyration",
     "gyration_vjp",
     "init_baseline",
+    "init_conv2d_identity",
     "init_identity",
     "log0",
     "log0_vjp",
     "logmap",
     "logmap_vjp",
+    "midpoint",
+    "midpoint_batch_norm",
+    "midpoint_batch_norm_vjp",
+    "midpoint_statistics",
+    "midpoint_statistics_vjp",
+    "midpoint_vjp",
     "mlr",
     "mlr_vjp",
     "mobius_add",
@@ -63,6 +88,11 @@ __all__ = [
     "mobius_scalar_mul_vjp",
     "project_ball",
     "project_ball_vjp",
+    "relu",
+    "relu_vjp",
+    "residual_add",
+    "residual_add_vjp",
     "transport",
     "transport_vjp",
+    "update_running_midpoint",
 ]

@@ -353,12 +353,12 @@ def log0_vjp(
 def contract(y: Point, c: float) -> Inner:
     """Return the logarithmic map at the origin, inside the frame, and its pullback."""
     length = norm(y.at)
-    unit = direction(y.at)
     s = np.sqrt(c) * length
     scale = artanh_ratio(s, y.gap)
 
     def back(u: Wide) -> tuple[Wide, Wide]:
         # As for exp0: along y the derivative is artanh' = 1/(1-s^2), across it artanh(s)/s.
+        unit = direction(y.at)
         radial = dot(u, unit)
         dy = scale * project_off(u, unit, radial) + radial / y.gap * unit
         return dy, radial * length * artanh_bend(s, y.gap) / (2 * c)
@@ -435,6 +435,8 @@ def clip(x: Wide, frame: Frame, project: bool, margin: float | None = None) -> I
     c, length = frame.curvature, norm(x)
     radius = (1 - margin) / np.sqrt(c)
     outside = length > radius
+    if not outside.any():
+        return clip(x, frame, False)
     unit = direction(x)
 
     def back(u: Wide) -> tuple[Wide, Wide]:
@@ -525,18 +527,23 @@ def mobius_scalar_mul_vjp(
         # tanh(scale artanh s)/sqrt(c), with derivative sech^2 (artanh(s) dscale + scale ds/(1-s^2)).
         dx = stretch * project_off(u, unit, radial) + factor * slope / point.gap * radial * unit
         dscale = radial * slope * reach / np.sqrt(c)
-        # scale sech^2/(1-s^2) - tanh/s: near the origin both are close to scale, and what each lacks is
-        # known better than their difference.
-        bend = np.where(
-            s < DIRECT_BEND,
-            factor * (tanh_bend(travelled) / point.gap + tanh_ratio(travelled) * artanh_bend(s, point.gap)),
-            factor * slope / point.gap - stretch,
-        )
+        bend = scaled_bend(factor, travelled, s, point.gap)
         dscale = dscale[..., 0].astype(factor_dtype) if np.ndim(scale) else dscale.sum().astype(factor_dtype)
         dc = frame.leave_curvature(radial * length * bend / (2 * c))
         return np.asarray(dscale), frame.leave_cotangent(dx), dc
 
     return frame.leave_inside(stretch * point.at), pullback
+
+
+def scaled_bend(factor: Wide, travelled: Wide, s: Wide, gap_s: Wide) -> Wide:
+    """Return s d/ds (tanh(factor artanh s)/s), given ``travelled = |factor| artanh(s)`` and ``gap_s = 1 - s^2``.
+
+    It is factor sech^2/(1-s^2) - tanh/s. Near the origin both are close to the factor, and what each lacks is
+    known better than their difference.
+    """
+    small = factor * (tanh_bend(travelled) / gap_s + tanh_ratio(travelled) * artanh_bend(s, gap_s))
+    large = factor * sech_square(travelled) / gap_s - ratio(np.sign(factor) * np.tanh(travelled), s, 0.0)
+    return np.where(s < DIRECT_BEND, small, large)
 
 
 def _scale(scale: Any, frame: Frame) -> tuple[Wide, Any]:

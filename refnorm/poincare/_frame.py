@@ -7,6 +7,7 @@ no care for axes, for float32 or for a curvature of 10^-300.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,12 @@ class Frame:
         self.given, value = _curvature(curvature)
         exponent = math.frexp(value)[1] // 2
         self.curvature, self.unit = math.ldexp(value, -2 * exponent), math.ldexp(1.0, exponent)
+
+    def reshaped(self, shape: tuple[int, ...], axis: int) -> Frame:
+        """Return the frame of a result with another shape or another axis of the vectors."""
+        frame = copy.copy(self)
+        frame.shape, frame.axis = shape, axis
+        return frame
 
     def vector(self, array: Any) -> Wide:
         """Bring a vector argument inside: float64, last axis, in units of the frame."""

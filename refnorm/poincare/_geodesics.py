@@ -113,8 +113,20 @@ def expmap_vjp(
     Parameters, errors and references are those of :func:`expmap`.
     """
     frame = Frame(curvature, axis, check, x=x, v=v)
-    c, root = frame.curvature, np.sqrt(frame.curvature)
-    start, velocity = frame.point(x, "x"), frame.vector(v)
+    y, back = follow(frame.point(x, "x"), frame.vector(v), frame.curvature)
+    clipped, back_projection = clip(y, frame, project)
+
+    def pullback(dy: Array[F]) -> tuple[Array[F], Array[F], Array[F]]:
+        u, dc_projection = back_projection(frame.cotangent(dy))
+        dx, dv, dc = back(u)
+        return frame.leave_cotangent(dx), frame.leave_cotangent(dv), frame.leave_curvature(dc + dc_projection)
+
+    return frame.leave_inside(clipped), pullback
+
+
+def follow(start: Point, velocity: Wide, c: float) -> tuple[Wide, Pullback]:
+    """Return the exponential map, inside the frame, and its pullback to start, velocity and the curvature's terms."""
+    root = np.sqrt(c)
     length = norm(velocity)
     unit = direction(velocity)
     with np.errstate(over="ignore"):
@@ -124,10 +136,8 @@ def expmap_vjp(
     total, spread = _arrival(start, unit, t, reach, root)
     denominator = start.gap * step.gap + spread
     y = translate(start, total, spread, denominator)
-    clipped, back_projection = clip(y, frame, project)
 
-    def pullback(dy: Array[F]) -> tuple[Array[F], Array[F], Array[F]]:
-        u, dc_projection = back_projection(frame.cotangent(dy))
+    def back(u: Wide) -> tuple[Wide, Wide, Wide]:
         dx, dstep, dc = translate_pullback(u, start, step, total, spread, denominator, y, c)
         # step = tanh(t)/sqrt(c) unit: across v it turns, along v it grows with
         # dt = t (<v,dv>/|v|^2 + dc/(2c) - dgap_x/gap_x),   dgap_x = -2c<x,dx> - |x|^2 dc.
@@ -136,10 +146,9 @@ def expmap_vjp(
         dv = turning * project_off(dstep, unit, radial) + step.gap / start.gap * radial * unit
         growth = radial * t * step.gap / (root * start.gap)
         dx = dx + 2 * c * growth * start.at
-        dc = dc + growth * start.square + radial * t * tanh_bend(t) / (2 * c * root) + dc_projection
-        return frame.leave_cotangent(dx), frame.leave_cotangent(dv), frame.leave_curvature(dc)
+        return dx, dv, dc + growth * start.square + radial * t * tanh_bend(t) / (2 * c * root)
 
-    return frame.leave_inside(clipped), pullback
+    return y, back
 
 
 def _arrival(start: Point, unit: Wide, t: Wide, reach: Wide, root: float) -> tuple[Wide, Wide]:
@@ -244,17 +253,26 @@ def logmap_vjp(
     Parameters, errors and references are those of :func:`logmap`.
     """
     frame = Frame(curvature, axis, check, x=x, y=y)
-    c, root = frame.curvature, np.sqrt(frame.curvature)
-    start, end = frame.point(x, "x"), frame.point(y, "y")
+    v, back = aim(frame.point(x, "x"), frame.point(y, "y"), frame.curvature)
+
+    def pullback(dv: Array[F]) -> tuple[Array[F], Array[F], Array[F]]:
+        dx, dy, dc = back(frame.cotangent(dv))
+        return frame.leave_cotangent(dx), frame.leave_cotangent(dy), frame.leave_curvature(dc)
+
+    return frame.leave(v), pullback
+
+
+def aim(start: Point, end: Point, c: float) -> tuple[Wide, Pullback]:
+    """Return the logarithmic map, inside the frame, and its pullback to start, end and the curvature's terms."""
+    root = np.sqrt(c)
     way = segment(start, end, c)
     v = start.gap * way.half_length / root * way.direction
 
-    def pullback(dv: Array[F]) -> tuple[Array[F], Array[F], Array[F]]:
-        g = frame.cotangent(dv)
+    def back(g: Wide) -> tuple[Wide, Wide, Wide]:
         radial = dot(g, way.direction)
         across = project_off(g, way.direction, radial)
         # Length, v = gap_x A/sqrt(c) e: dA = -sqrt(c) (<e,dx>/gap_x + <e',dy>/gap_y) by the first variation.
-        back = segment(end, start, c)
+        reverse = segment(end, start, c)
         a = way.half_length
         # Direction, e = N/|N| with N = gap_x w - S x: only the part of the cotangent across e counts,
         # <across,de> = <across,dN>/|N|, and <across,N> = 0 makes gap_x <across,w> = S <across,x>.
@@ -268,7 +286,7 @@ def logmap_vjp(
             - pace * (start.gap + way.spread) * across
         )
         dy = start.gap * pace * (across - 2 * dot(across, heading) * heading)
-        dy = dy - start.gap / end.gap * radial * back.direction
+        dy = dy - start.gap / end.gap * radial * reverse.direction
         # The length's part, gap_x dA/dc - (|x|^2 + gap_x/(2c)) A with dA/dc as for the distance. For near
         # points the terms of first order cancel: gap_x |y|^2 - gap_y |x|^2 = |y|^2 - |x|^2 = <y - x, y + x>.
         # Far apart at the boundary that is better known as a difference of gaps.
@@ -276,10 +294,9 @@ def logmap_vjp(
         growth = np.where(root * norm(way.total) < start.gap, growth, (start.gap - end.gap) / c)
         outward = growth / (2 * end.gap)
         dc = radial * (tanh_excess(a) * (2 - start.gap) / (2 * c) + np.tanh(a) * outward)
-        dc = (dc - start.gap * a / np.sqrt(way.denominator) * tilt / c) / root
-        return frame.leave_cotangent(dx), frame.leave_cotangent(dy), frame.leave_curvature(dc)
+        return dx, dy, (dc - start.gap * a / np.sqrt(way.denominator) * tilt / c) / root
 
-    return frame.leave(v), pullback
+    return v, back
 
 
 def _tilt(across: Wide, across_x: Wide, heading: Wide, x: Point, way: Segment, c: float) -> Wide:
@@ -602,13 +619,21 @@ def transport_vjp(
     Parameters, errors and references are those of :func:`transport`.
     """
     frame = Frame(curvature, axis, check, x=x, y=y, v=v)
-    c = frame.curvature
-    start, end, vector = frame.point(x, "x"), frame.point(y, "y"), frame.vector(v)
+    turned, back = carry(frame.point(x, "x"), frame.point(y, "y"), frame.vector(v), frame.curvature)
+
+    def pullback(dw: Array[F]) -> tuple[Array[F], ...]:
+        *vectors, dc = back(frame.cotangent(dw))
+        return *(frame.leave_cotangent(vector) for vector in vectors), frame.leave_curvature(dc)
+
+    return frame.leave(turned), pullback
+
+
+def carry(start: Point, end: Point, vector: Wide, c: float) -> tuple[Wide, Pullback]:
+    """Return parallel transport, inside the frame, and its pullback to start, end, vector and curvature."""
     shrink = end.gap / start.gap
     turned = rotate(end, start.opposite(), vector, c)
 
-    def pullback(dw: Array[F]) -> tuple[Array[F], ...]:
-        g = frame.cotangent(dw)
+    def back(g: Wide) -> tuple[Wide, Wide, Wide, Wide]:
         dy, minus_dx, dc = rotate_pullback(shrink * g, end, start.opposite(), vector, c)
         dv = rotate(start.opposite(), end, shrink * g, c)
         # shrink = gap_y / gap_x, and dgap_x = -2c<x,dx> - |x|^2 dc.
@@ -616,7 +641,6 @@ def transport_vjp(
         bar_gap_x = -shrink * bar_gap_y
         dx = -minus_dx - 2 * c * bar_gap_x * start.at
         dy = dy - 2 * c * bar_gap_y * end.at
-        dc = dc - bar_gap_x * start.square - bar_gap_y * end.square
-        return *(frame.leave_cotangent(d) for d in (dx, dy, dv)), frame.leave_curvature(dc)
+        return dx, dy, dv, dc - bar_gap_x * start.square - bar_gap_y * end.square
 
-    return frame.leave(shrink * turned), pullback
+    return shrink * turned, back

@@ -6,6 +6,7 @@ y   = w / (1 + sqrt(1 + c|w|^2))             w_k = sinh(sqrt(c) v_k) / sqrt(c)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,18 +102,10 @@ def mlr_vjp(
     Parameters, errors and references are those of :func:`mlr`.
     """
     frame, planes, point = _prepare(x, weight, bias, curvature, check)
-    root = np.sqrt(frame.curvature)
-    sides = _sides(point, planes, root)
-    angle = np.arcsinh(sides.sinh)
-    v = 2 * planes.length / root * angle
+    v, back = measure(point.at @ planes.unit.T, point.gap, planes, frame.curvature)
 
     def pullback(dv: Array[F]) -> tuple[AnyArray, ...]:
-        g = frame.cotangent(dv, planes.length.size)
-        # v = 2|z|/sqrt(c) A: its own explicit 1/sqrt(c) cancels the leading part of dA/dsqrt(c), tanh(A)/sqrt(c).
-        dangle = 2 * planes.length / root * g
-        dlength = (2 / root * g * angle).reshape(-1, planes.length.size).sum(axis=0)
-        droot = (dangle * tanh_excess(angle)).sum(axis=-1, keepdims=True) / root
-        return _leave(frame, planes, point, sides, dangle, dlength, droot, root)
+        return _leave(frame, planes, point, back(frame.cotangent(dv, planes.length.size)))
 
     return frame.leave(v), pullback
 
@@ -185,38 +178,12 @@ def fully_connected_vjp(
     Parameters, errors and references are those of :func:`fully_connected`.
     """
     frame, planes, point = _prepare(x, weight, bias, curvature, check)
-    root = np.sqrt(frame.curvature)
-    sides = _sides(point, planes, root)
-    angle = np.arcsinh(sides.sinh)
-    a = 2 * planes.length * angle
-    held = np.minimum(np.abs(a), SINH_LIMIT)
-    shift = np.maximum(np.abs(a).max(axis=-1, keepdims=True) - SINH_LIMIT, 0.0)
-    # From here everything carries the factor e^-shift: 1 becomes one, sinh(a) becomes w.
-    excess, one = np.exp(np.abs(a) - held - shift), np.exp(-shift)
-    w = np.sign(a) * np.sinh(held) * excess
-    root_term = np.sqrt(one * one + dot(w, w))
-    heading = direction(w)
-    y, back_projection = clip(w / (root * (one + root_term)), frame, project)
+    y, back = connect(point.at @ planes.unit.T, point.gap, planes, frame.curvature)
+    y, back_projection = clip(y, frame, project)
 
     def pullback(dy: Array[F]) -> tuple[AnyArray, ...]:
-        g, dc_projection = back_projection(frame.cotangent(dy, planes.length.size))
-        # y = W/(sqrt(c)(1 + T)), T = sqrt(1 + |W|^2), dW = cosh(a) da. |y| grows by d|W|/(sqrt(c) T (1 + T)),
-        # its direction turns by the part of dW across W over |W|.
-        radial = dot(g, heading)
-        bracket = _across(g, heading, radial, a) + one / root_term * radial * heading
-        outer = 1 / (root * (one + root_term))
-        cosh = np.cosh(held) * excess
-        da = outer * cosh * bracket
-        # In sqrt(c): the explicit -<g,y>/sqrt(c) and the leading part sum(da a)/sqrt(c) of da/dsqrt(c)
-        # nearly cancel for short y, where a cosh(a) - sinh(a) and a term of third order are left.
-        together = np.where(np.abs(a) <= SINH_LIMIT, cosh_excess(np.sign(a) * held) * excess, a * cosh - w)
-        short = dot(g, together) - radial * dot(w, w) / (one + root_term) / root_term * dot(heading, a * cosh)
-        long = dot(bracket, a * cosh) - radial * norm(w)
-        droot = outer / root * np.where(root_term > 2 * one, long, short)
-        dangle = 2 * planes.length * da
-        dlength = (2 * da * angle).reshape(-1, planes.length.size).sum(axis=0)
-        droot = droot + (dangle * tanh_excess(angle)).sum(axis=-1, keepdims=True) / root
-        return _leave(frame, planes, point, sides, dangle, dlength, droot, root, dc_projection)
+        g, dc = back_projection(frame.cotangent(dy, planes.length.size))
+        return _leave(frame, planes, point, back(g), dc)
 
     return frame.leave_inside(y), pullback
 
@@ -235,7 +202,7 @@ def _across(g: Wide, heading: Wide, radial: Wide, a: Wide) -> Wide:
 
 
 @dataclass(frozen=True)
-class _Planes:
+class Planes:
     """The hyperplanes: lengths and unit vectors of the weight's columns, biases in units of the frame."""
 
     length: Wide
@@ -248,83 +215,165 @@ class _Sides:
     """sinh of the distances, p = N/gap with N = 2 sqrt(c) <x,unit> cosh(b) - (1 + c|x|^2) sinh(b)."""
 
     inner: Wide
-    top: Wide
+    gap: Wide
     sinh: Wide
     cosh_bias: Wide
     sinh_bias: Wide
 
 
-def _prepare(x: Any, weight: Any, bias: Any, curvature: Any, check: bool) -> tuple[Frame, _Planes, Point]:
+@dataclass(frozen=True)
+class PlaneCotangents:
+    """Cotangents of the inner products, the gaps, the columns' lengths, the biases, and the curvature's terms."""
+
+    inner: Wide
+    gap: Wide
+    length: Wide
+    bias: Wide
+    curvature: Wide
+
+
+def _prepare(x: Any, weight: Any, bias: Any, curvature: Any, check: bool) -> tuple[Frame, Planes, Point]:
     frame = Frame(curvature, -1, check, x=x)
+    return frame, planes_of(weight, bias, frame, frame.shape[-1]), frame.point(x, "x")
+
+
+def planes_of(weight: Any, bias: Any, frame: Frame, features: int) -> Planes:
+    """Check weight and bias of a layer on ``features`` coordinates and bring them inside the frame."""
     weight, bias = _checks.float_array(weight, "weight", ndim=2), _checks.float_array(bias, "bias")
     _checks.same_dtype("x", np.empty(0, frame.dtype), weight=weight, bias=bias)
-    _checks.shape(weight, "weight", (frame.shape[-1], weight.shape[1]))
+    _checks.shape(weight, "weight", (features, weight.shape[1]))
     _checks.not_empty(weight, "weight", (1,))
     _checks.shape(bias, "bias", (weight.shape[1],))
     columns = weight.T.astype(np.float64)
     length = norm(columns)
     # Biases are lengths, weights are not.
-    planes = _Planes(length[:, 0], direction(columns), bias.astype(np.float64) * frame.unit)
+    planes = Planes(length[:, 0], direction(columns), bias.astype(np.float64) * frame.unit)
     reach = 2 * np.sqrt(frame.curvature) * float(np.abs(planes.bias).max())
     if reach > BIAS_LIMIT:
         _checks.fail("bias", f"2 sqrt(curvature) |bias| <= {BIAS_LIMIT:g}", f"a largest value of {reach:g}")
-    return frame, planes, frame.point(x, "x")
+    return planes
 
 
-def _sides(x: Point, planes: _Planes, root: float) -> _Sides:
+def measure(inner: Wide, gap: Wide, planes: Planes, c: float) -> tuple[Wide, Callable[[Wide], PlaneCotangents]]:
+    """Return the logits from inner products <x, unit_k> and gaps, inside the frame, and their pullback."""
+    root = np.sqrt(c)
+    sides = _sides(inner, gap, planes, root)
+    angle = np.arcsinh(sides.sinh)
+
+    def back(g: Wide) -> PlaneCotangents:
+        # v = 2|z|/sqrt(c) A: its own explicit 1/sqrt(c) cancels the leading part of dA/dsqrt(c), tanh(A)/sqrt(c).
+        dangle = 2 * planes.length / root * g
+        dlength = _sum_rows(2 / root * g * angle)
+        droot = dot(dangle, tanh_excess(angle)) / root
+        return _pull_sides(sides, planes, dangle, dlength, droot, root)
+
+    return 2 * planes.length / root * angle, back
+
+
+def connect(inner: Wide, gap: Wide, planes: Planes, c: float) -> tuple[Wide, Callable[[Wide], PlaneCotangents]]:
+    """Return the layer's points from inner products <x, unit_k> and gaps, inside the frame, and their pullback."""
+    root = np.sqrt(c)
+    sides = _sides(inner, gap, planes, root)
+    angle = np.arcsinh(sides.sinh)
+    a = 2 * planes.length * angle
+    held, excess, one = _hold(a)
+    w = np.sign(a) * np.sinh(held) * excess
+    root_term = np.sqrt(one * one + dot(w, w))
+
+    def back(g: Wide) -> PlaneCotangents:
+        # y = W/(sqrt(c)(1 + T)), T = sqrt(1 + |W|^2), dW = cosh(a) da. |y| grows by d|W|/(sqrt(c) T (1 + T)),
+        # its direction turns by the part of dW across W over |W|.
+        a = 2 * planes.length * angle
+        held, excess, _ = _hold(a)
+        heading = direction(w)
+        radial = dot(g, heading)
+        bracket = _across(g, heading, radial, a) + one / root_term * radial * heading
+        outer = 1 / (root * (one + root_term))
+        cosh = np.cosh(held) * excess
+        da = outer * cosh * bracket
+        # In sqrt(c): the explicit -<g,y>/sqrt(c) and the leading part sum(da a)/sqrt(c) of da/dsqrt(c)
+        # nearly cancel for short y, where a cosh(a) - sinh(a) and a term of third order are left.
+        together = np.where(np.abs(a) <= SINH_LIMIT, cosh_excess(np.sign(a) * held) * excess, a * cosh - w)
+        short = dot(g, together) - radial * dot(w, w) / (one + root_term) / root_term * dot(heading, a * cosh)
+        long = dot(bracket, a * cosh) - radial * norm(w)
+        droot = outer / root * np.where(root_term > 2 * one, long, short)
+        dangle = 2 * planes.length * da
+        droot = droot + dot(dangle, tanh_excess(angle)) / root
+        return _pull_sides(sides, planes, dangle, _sum_rows(2 * da * angle), droot, root)
+
+    return w / (root * (one + root_term)), back
+
+
+def _hold(a: Wide) -> tuple[Wide, Wide, Wide]:
+    """Return |a| up to the limit of sinh, and e^-shift times what is left of e^|a| and times 1.
+
+    The shift is what a row's largest entry has beyond the limit: 1 becomes ``one``, sinh(a) becomes
+    sign(a) sinh(held) excess, and their ratios stay.
+    """
+    size = np.abs(a)
+    held = np.minimum(size, SINH_LIMIT)
+    shift = np.maximum(size.max(axis=-1, keepdims=True) - SINH_LIMIT, 0.0)
+    return held, np.exp(size - held - shift), np.exp(-shift)
+
+
+def _sides(inner: Wide, gap: Wide, planes: Planes, root: float) -> _Sides:
     angle = 2 * root * planes.bias
     cosh, sinh = np.cosh(angle), np.sinh(angle)
-    inner = x.at @ planes.unit.T
     # 1 + c|x|^2 is written 2 - gap: exact where it matters, as c|x|^2 nears 1.
-    top = 2 * root * inner * cosh - (2 - x.gap) * sinh
-    return _Sides(inner, top, top / x.gap, cosh, sinh)
+    return _Sides(inner, gap, (2 * root * inner * cosh - (2 - gap) * sinh) / gap, cosh, sinh)
 
 
-def _leave(
-    frame: Frame,
-    planes: _Planes,
-    x: Point,
-    sides: _Sides,
-    dangle: Wide,
-    dlength: Wide,
-    droot: Wide,
-    root: float,
-    dc: Wide | None = None,
-) -> tuple[AnyArray, ...]:
-    """Pull the cotangent of the angle A = arsinh(p) back to all arguments.
+def _pull_sides(
+    sides: _Sides, planes: Planes, dangle: Wide, dlength: Wide, droot: Wide, root: float
+) -> PlaneCotangents:
+    """Pull the cotangent of the angle A = arsinh(p) back.
 
-    The curvature enters through sqrt(c), |x|^2 and, in ``dc``, a projection. Of dA/dsqrt(c) the part
-    tanh(A)/sqrt(c), from p being sqrt(c) times a function of c, is already in ``droot``.
+    Of dA/dsqrt(c) the part tanh(A)/sqrt(c), from p being sqrt(c) times a function of c, is already in ``droot``.
     """
-    rows, outputs = dangle.reshape(-1, planes.length.size), planes.length.size
-    dtop = dangle / np.sqrt(1 + sides.sinh * sides.sinh) / x.gap
+    dtop = dangle / np.sqrt(1 + sides.sinh * sides.sinh) / sides.gap
     dinner = dtop * 2 * root * sides.cosh_bias
     # p = N/gap, N = ... - (2 - gap) sinh(b).
     dgap = (dtop * (sides.sinh_bias - sides.sinh)).sum(axis=-1, keepdims=True)
-    dx = dinner @ planes.unit - 2 * root * root * dgap * x.at
-    dbias_terms = dtop * 2 * root * (2 * root * sides.inner * sides.sinh_bias - (2 - x.gap) * sides.cosh_bias)
-    # Columns turn under the part of the cotangent across them, and grow under dlength. The factor |z| of
-    # dangle and the 1/|z| of the turning cancel, so that short columns are harmless.
-    turn = _divide_by_length(dinner.reshape(rows.shape), planes).T @ x.at.reshape(-1, x.at.shape[-1])
-    turn = turn - dot(turn, planes.unit) * planes.unit
-    dweight = (turn + dlength[:, None] * planes.unit).T
+    dbias = dtop * 2 * root * (2 * root * sides.inner * sides.sinh_bias - (2 - sides.gap) * sides.cosh_bias)
     # In sqrt(c), beyond p = sqrt(c) f: f = (2 <x,unit> cosh(b) - (1 + c|x|^2) sinh(b)/sqrt(c)) / gap with
     # b = 2 sqrt(c) bias; only cosh, sinh(b)/sqrt(c) and the two gaps vary.
     b = 2 * root * planes.bias
-    varying = 2 * sides.inner * planes.bias * 2 * sides.sinh_bias - (2 - x.gap) * cosh_excess(b) / (root * root)
-    droot = droot + root * (dtop * varying).sum(axis=-1, keepdims=True)
-    dc = (0.0 if dc is None else dc) + droot / (2 * root) - dgap * x.square
-    dbias = dbias_terms.reshape(-1, outputs).sum(axis=0) * frame.unit
+    varying = 4 * sides.inner * planes.bias * sides.sinh_bias - (2 - sides.gap) * cosh_excess(b) / (root * root)
+    droot = droot + root * dot(dtop, varying)
+    return PlaneCotangents(dinner, dgap, dlength, _sum_rows(dbias), droot / (2 * root))
+
+
+def turn_columns(planes: Planes, rows: Wide, bar: PlaneCotangents) -> Wide:
+    """Return the weight's cotangent from the points' coordinates, one point a row.
+
+    Columns turn under the part of the cotangent across them, and grow under their lengths' cotangent. The
+    factor |z| that is in the cotangent and the 1/|z| of the turning cancel, so that short columns are harmless.
+    """
+    dinner = bar.inner.reshape(len(rows), planes.length.size)
+    turn = ratio(dinner, np.broadcast_to(planes.length, dinner.shape), 0.0).T @ rows
+    turn = turn - dot(turn, planes.unit) * planes.unit
+    return (turn + bar.length[:, None] * planes.unit).T
+
+
+def _sum_rows(array: Wide) -> Wide:
+    total: Wide = array.reshape(-1, array.shape[-1]).sum(axis=0)
+    return total
+
+
+def _leave(
+    frame: Frame, planes: Planes, x: Point, bar: PlaneCotangents, dc: Wide | None = None
+) -> tuple[AnyArray, ...]:
+    """Pull the cotangents of inner products and gaps back to the arguments; ``dc`` is a projection's share."""
+    # gap = 1 - c|x|^2.
+    dx = bar.inner @ planes.unit - 2 * frame.curvature * bar.gap * x.at
+    dweight = turn_columns(planes, x.at.reshape(-1, x.at.shape[-1]), bar)
+    terms = bar.curvature - bar.gap * x.square
     return (
         frame.leave_cotangent(dx),
         dweight.astype(frame.dtype),
-        dbias.astype(frame.dtype),
-        frame.leave_curvature(dc),
+        (bar.bias * frame.unit).astype(frame.dtype),
+        frame.leave_curvature(terms if dc is None else terms + dc),
     )
-
-
-def _divide_by_length(columns: Wide, planes: _Planes) -> Wide:
-    return ratio(columns, np.broadcast_to(planes.length, columns.shape), 0.0)
 
 
 def init_identity(features_in: int, features_out: int, *, dtype: Any = np.float64) -> tuple[AnyArray, AnyArray]:

@@ -1,0 +1,131 @@
+"""Truth for matrix completion: mpmath in 50 digits, SciPy's regressions, PyTorch's derivatives, hand calculations."""
+
+import mpmath
+import numpy as np
+import scipy.linalg
+import torch
+
+from refnorm.conformance import GoldenCase, Tolerance
+
+mpmath.mp.dps = 50
+
+
+def exact(array):
+    return mpmath.matrix([[mpmath.mpf(float(v)) for v in row] for row in array])
+
+
+def basis(matrix):
+    return mpmath.qr(exact(matrix), mode="skinny")[0]
+
+
+def largest_sine(first, second):
+    u, v = basis(first), basis(second)
+    return np.array(float(mpmath.svd_r(v - u * (u.T * v), compute_uv=False)[0]))
+
+
+def unevenness(factor):
+    q = basis(factor)
+    rows = [mpmath.fsum(q[i, j] ** 2 for j in range(q.cols)) for i in range(q.rows)]
+    return np.array(float(mpmath.sqrt(max(rows) * q.rows / q.cols)))
+
+
+def leading_vectors(matrix, rank):
+    left = np.array(mpmath.svd_r(exact(matrix))[0].tolist(), dtype=float)[:, :rank]
+    return left * np.sign(left[np.abs(left).argmax(axis=0), np.arange(rank)])
+
+
+def regressions(factor, mask, matrix):
+    found = np.zeros((matrix.shape[1], factor.shape[1]))
+    for j, seen in enumerate(mask.T):
+        if seen.any():
+            found[j] = scipy.linalg.lstsq(factor[seen], matrix[seen, j], lapack_driver="gelsd")[0]
+    return found
+
+
+def cases():
+    rng = np.random.default_rng(20230222)
+    found = []
+
+    def add(function, name, args, expected, limit, source, **more):
+        found.append(
+            GoldenCase(
+                function=f"solvers.{function}",
+                name=name,
+                args=args,
+                expected=expected,
+                tolerance=Tolerance(limit, "relative_of_largest"),
+                source=source,
+                **more,
+            )
+        )
+
+    digits = "mpmath, 50 digits"
+    for m, k in ((6, 1), (9, 3), (4, 4)):
+        first, second = rng.standard_normal((2, m, k))
+        if m > k:
+            add(
+                "subspace_distance",
+                f"random spans {m} x {k}",
+                (first, second),
+                largest_sine(first, second),
+                1e-14,
+                digits,
+            )
+            near = first + 1e-9 * second
+            add("subspace_distance", f"close spans {m} x {k}", (first, near), largest_sine(first, near), 1e-6, digits)
+        add("incoherence", f"{m} x {k}", (first,), unevenness(first), 1e-14, digits)
+
+    mask, matrix = rng.random((7, 5)) < 0.7, rng.standard_normal((7, 5))
+    places = np.nonzero(mask)
+    add(
+        "spectral_init",
+        "7 x 5, rank 2",
+        (*places, matrix[mask], (7, 5)),
+        leading_vectors(np.where(mask, matrix, 0), 2),
+        1e-13,
+        digits,
+        options={"rank": 2},
+    )
+    add(
+        "spectral_init",
+        "a spike that is clipped",
+        (np.arange(5), np.zeros(5, int), np.array([1.0, 1.0, 1.0, 1.0, 10.0]), (5, 1)),
+        np.array([[0.5], [0.5], [0.5], [0.5], [0.0]]),
+        1e-15,
+        "by hand: 10 / sqrt(104) is above 2 / sqrt(5), the others are not",
+        options={"rank": 1, "clip": 1.0},
+    )
+
+    for m, n, k, p in ((9, 6, 2, 0.7), (5, 8, 3, 0.4)):
+        factor, mask, matrix = rng.standard_normal((m, k)), rng.random((m, n)) < p, rng.standard_normal((m, n))
+        mask[:, 0] = False
+        args = (factor, *np.nonzero(mask), matrix[mask], n)
+        expected = regressions(factor, mask, matrix)
+        add(
+            "masked_regressions",
+            f"{m} x {n}, rank {k}",
+            args,
+            expected,
+            1e-11,
+            "scipy.linalg.lstsq, a column at a time",
+        )
+    add(
+        "masked_regressions",
+        "two by two with a hidden entry",
+        (np.array([[1.0], [2.0]]) / np.sqrt(5), np.array([0, 1, 0]), np.array([0, 0, 1]), np.array([1.0, 2.0, 2.0]), 2),
+        np.array([[np.sqrt(5)], [2 * np.sqrt(5)]]),
+        1e-15,
+        "by hand: sqrt(5) and 2 sqrt(5)",
+    )
+
+    version = f"torch {torch.__version__.split('+')[0]}, float64"
+    for n, k in ((7, 3), (4, 4), (30, 1)):
+        args = rng.standard_normal((n, k)), rng.standard_normal(n)
+        tensors = [torch.tensor(a, requires_grad=True) for a in args]
+        x = torch.linalg.lstsq(tensors[0], tensors[1][:, None]).solution[:, 0]
+        cotangent = rng.standard_normal(k)
+        x.backward(torch.tensor(cotangent))
+        add("least_squares", f"{n} x {k}", args, x.detach().numpy(), 1e-12, version)
+        gradients = tuple(t.grad.numpy() for t in tensors)
+        add("least_squares", f"{n} x {k}", args, gradients, 1e-11, version, cotangent=cotangent)
+    return found
