@@ -74,6 +74,27 @@ RACE = {
 }
 
 
+EVIDENCE = {
+    "command": "tools/evidence --json",
+    "rooms": {
+        "norms": {
+            "methods": 2,
+            "functions": 5,
+            "vjps": 3,
+            "gradient_cases": 7,
+            "worst_gradient_error": 2.5e-9,
+            "worst_gradient_at": "layer_norm_vjp",
+            "golden_cases": 12,
+            "golden_sources": {"mpmath": 10, "by hand": 2},
+            "claims_holding": 3,
+            "claims_refuted": [
+                {"method": "norms/x", "statement": "It is *fast*.", "reason": "no", "figures": {"ratio": 0.5}}
+            ],
+        }
+    },
+}
+
+
 def project(folder: Path, pages: dict[str, str]) -> Path:
     docs = folder / "docs"
     for name, text in pages.items():
@@ -111,11 +132,13 @@ def book(tmp_path_factory):
         "room/claims": "# Claims\n\n```{claims} room/method\n```\n",
         "room/second": "# Second\n\n```{race} room/raced\n```\n\n```{race} room/other\n```\n",
         "room/box": "# Box\n\n```{method} norms/layer_norm\n```\n",
+        "room/proof": "# Proof\n\n```{evidence}\n```\n\n```{evidence} norms\n```\n",
         "room/all": "# All\n\n```{catalogue}\n```\n\n```{kernels}\n```\n\n```{race}\n```\n",
     }
     docs = project(tmp_path_factory.mktemp("book"), pages)
     (docs / "_data").mkdir()
     (docs / "_data" / "race.json").write_text(json.dumps(RACE))
+    (docs / "_data" / "evidence.json").write_text(json.dumps(EVIDENCE))
     status, printed = build(docs)
     assert status == 0, printed
     return docs
@@ -153,7 +176,7 @@ def test_a_race_lists_ours_first_and_says_when_there_is_none(book):
 def test_chapters_come_in_the_listed_order_and_none_is_left_out(book):
     links = re.findall(r'toctree-l1"><a[^>]*href="room/(\w+)\.html"', (book / "_out" / "index.html").read_text())
     assert links[:2] == ["second", "claims"]
-    assert sorted(links) == ["all", "box", "claims", "second"]
+    assert sorted(links) == ["all", "box", "claims", "proof", "second"]
 
 
 def test_the_box_of_a_method_is_looked_up(book):
@@ -162,6 +185,14 @@ def test_the_box_of_a_method_is_looked_up(book):
     assert "Ba, Kiros, Hinton (2016)" in text
     assert "✓ gradient check" in text
     assert 'href="https://arxiv.org/abs/1607.06450"' in (book / "_out" / "room" / "box.html").read_text()
+
+
+def test_the_evidence_of_a_room_is_told(book):
+    text = text_of(book / "_out" / "room" / "proof.html")
+    assert "3 of 4" in text
+    assert "worst relative error is 2.5 · 10⁻⁹ (layer_norm_vjp)" in text
+    assert "12 golden cases: 10 from mpmath, 2 by hand" in text
+    assert "Measured: ratio: 0.5" in text
 
 
 def test_the_catalogue_lists_every_method(book):
@@ -196,6 +227,7 @@ def test_a_claim_that_does_not_come_out_fails_the_build(tmp_path):
     ("page", "complaint"),
     [
         ("```{method} norms/no_such_norm\n```", "no_such_norm"),
+        ("```{evidence} no_such_room\n```", "no room 'no_such_room'"),
         ("```{claims} room/no_such_claim\n```", "no such script"),
         ("```{drawing} broken\n```", "ZeroDivisionError"),
     ],
@@ -203,6 +235,8 @@ def test_a_claim_that_does_not_come_out_fails_the_build(tmp_path):
 def test_what_cannot_be_computed_fails_the_build(tmp_path, page, complaint):
     docs = project(tmp_path, {"index": f"# Title\n\n{page}\n"})
     (docs / "broken.py").write_text("1 / 0\n")
+    (docs / "_data").mkdir()
+    (docs / "_data" / "evidence.json").write_text(json.dumps(EVIDENCE))
     status, printed = build(docs)
     assert status == 1
     assert complaint in printed

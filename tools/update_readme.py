@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the computed parts of README.md: the catalogue table, the tour's output, the measured speeds.
+"""Write the computed parts of README.md: the catalogue table, the tour's output, the evidence, the measured speeds.
 
     python tools/update_readme.py           rewrite them
     python tools/update_readme.py --check   exit 1 if they are not up to date
@@ -99,13 +99,48 @@ def speed_part() -> str:
     )
 
 
+def evidence_part() -> str:
+    """One row a room of what ``tools/evidence`` measured, and the claims that do not show."""
+    path = ROOT / "docs" / "_data" / "evidence.json"
+    if not path.is_file():
+        return "No evidence has been collected."
+    data = json.loads(path.read_text())
+    rows = [
+        f"Collected with `{data['command']}`; the room introductions of the book say where each figure comes from.\n",
+        "| room | functions (with vjp) | gradient checks | worst relative gradient error | golden cases | claims that hold |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    sources: dict[str, int] = {}
+    refuted = []
+    for room, found in data["rooms"].items():
+        total = found["claims_holding"] + len(found["claims_refuted"])
+        rows.append(
+            f"| `{room}` | {found['functions']} ({found['vjps']}) | {found['gradient_cases']} "
+            f"| {found['worst_gradient_error']:.0e} | {found['golden_cases']} | {found['claims_holding']} of {total} |"
+        )
+        for kind, count in found["golden_sources"].items():
+            sources[kind] = sources.get(kind, 0) + count
+        refuted += found["claims_refuted"]
+    ordered = sorted(sources.items(), key=lambda item: -item[1])
+    rows.append("\nGolden cases by source: " + ", ".join(f"{kind} {count}" for kind, count in ordered) + ".")
+    if refuted:
+        rows.append("\nClaims that do not show in miniature (figures on their pages):\n")
+        rows += [f"- `{claim['method']}`: {claim['statement']}" for claim in refuted]
+    return "\n".join(rows)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a part is out of date")
     options = parser.parse_args()
     text = README.read_text()
     updated = text
-    parts = {"catalogue": lambda _: catalogue_part(), "tour": tour_part, "speed": lambda _: speed_part()}
+    parts = {
+        "catalogue": lambda _: catalogue_part(),
+        "tour": tour_part,
+        "evidence": lambda _: evidence_part(),
+        "speed": lambda _: speed_part(),
+    }
     for name, make in parts.items():
         pattern = re.compile(rf"(<!-- {name} -->\n)(.*?)(\n<!-- end {name} -->)", flags=re.DOTALL)
         match = pattern.search(updated)

@@ -4,6 +4,7 @@
 ``{claims} ROOM/NAME``      the evidence script's claims with the measured figures, and its drawing
 ``{drawing} PATH``          the drawing of a script below ``docs``
 ``{race} ROOM/NAME``        timings against peers, from ``docs/_data/race.json``
+``{evidence} ROOM``         how well a room, or all of them, is proved, from ``docs/_data/evidence.json``
 ``{catalogue}``             every paper with computed status
 ``{kernels}``               the functions of ``refnorm_fast``, by room
 ``{chapters}``              a table of contents in the listed order, then whatever else there is
@@ -354,6 +355,63 @@ class Race(BookDirective):
         return table(head, rows, classes=["race"], numbers=[2, 3, 4])
 
 
+class Proof(BookDirective):
+    """What ``tools/evidence`` measured: of one room in sentences, of all rooms as a table."""
+
+    optional_arguments = 1
+
+    def content_nodes(self) -> list[nodes.Node]:
+        path = Path(self.env.srcdir) / "_data" / "evidence.json"
+        self.env.note_dependency(path)
+        if not path.is_file():
+            return [paragraph("The evidence has not been collected: run ", nodes.literal("", "tools/evidence"), ".")]
+        data = json.loads(path.read_text())
+        if self.arguments:
+            if self.arguments[0] not in data["rooms"]:
+                return self.complain(f"evidence: no room {self.arguments[0]!r} in {path.name}")
+            return self.room(data["rooms"][self.arguments[0]], data["command"])
+        rows = [
+            [
+                room,
+                f"{found['functions']} ({found['vjps']})",
+                format_number(found["worst_gradient_error"]) if found["gradient_cases"] else "–",
+                str(found["golden_cases"]),
+                f"{found['claims_holding']} of {found['claims_holding'] + len(found['claims_refuted'])}",
+            ]
+            for room, found in data["rooms"].items()
+        ]
+        head = ["Room", "Functions (with vjp)", "Worst gradient error", "Golden cases", "Claims that hold"]
+        return [table(head, rows, numbers=[1, 2, 3, 4])]
+
+    def room(self, found: dict[str, Any], command: str) -> list[nodes.Node]:
+        sources = ", ".join(
+            f"{count} from {kind}" if kind != "by hand" else f"{count} by hand"
+            for kind, count in found["golden_sources"].items()
+        )
+        claims = found["claims_holding"] + len(found["claims_refuted"])
+        text = (
+            f"{found['functions']} public functions and classes, {found['vjps']} with a backward pass derived by hand. In "
+            f"{found['gradient_cases']} gradient checks the worst relative error is "
+            f"{format_number(found['worst_gradient_error'])} (``{found['worst_gradient_at']}``). "
+            f"{found['golden_cases']} golden cases: {sources}. {found['claims_holding']} of {claims} claims hold."
+        )
+        made: list[nodes.Node] = [nodes.rubric("Evidence", "Evidence"), paragraph(text.replace("``", ""))]
+        if found["claims_refuted"]:
+            made.append(paragraph("These do not show in miniature:"))
+            items = nodes.bullet_list()
+            for claim in found["claims_refuted"]:
+                figures = "; ".join(
+                    f"{name}: {value if isinstance(value, str) else format_number(value)}"
+                    for name, value in claim["figures"].items()
+                )
+                entry = paragraph(to_chapter(self.env, claim["method"], claim["method"]), ": ")
+                entry += self.prose(claim["statement"])
+                items += nodes.list_item("", entry, paragraph(f"Measured: {figures}."))
+            made.append(items)
+        made.append(paragraph("Collected with ", nodes.literal(command, command), ".", classes=["race-machine"]))
+        return made
+
+
 class Catalogue(BookDirective):
     def content_nodes(self) -> list[nodes.Node]:
         catalogue = _catalogue()
@@ -469,6 +527,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("claims", Claims)
     app.add_directive("drawing", Drawing)
     app.add_directive("race", Race)
+    app.add_directive("evidence", Proof)
     app.add_directive("catalogue", Catalogue)
     app.add_directive("kernels", Kernels)
     app.add_directive("chapters", Chapters)

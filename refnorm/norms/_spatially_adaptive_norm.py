@@ -19,7 +19,7 @@ from refnorm.norms._group_norm import standardize, standardize_groups_vjp
 METHOD = Method(
     title="Enriching Information and Preserving Semantic Consistency in Expanding Curvilinear Object Segmentation "
     "Datasets",
-    authors="Lei et al.",
+    authors="Lei, Zhong, Dai",
     year=2024,
     arxiv="2407.08209",
     functions=(

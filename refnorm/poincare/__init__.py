@@ -40,10 +40,15 @@ from refnorm.poincare._geodesics import (
 )
 from refnorm.poincare._linear import fully_connected, fully_connected_vjp, init_baseline, init_identity, mlr, mlr_vjp
 from refnorm.poincare._midpoint import FrechetMeanResult, frechet_mean, midpoint, midpoint_vjp
+from refnorm.poincare._optimizers import RiemannianAdam, RiemannianSGD
+from refnorm.poincare._poincare_resnet import PoincareResNet, poincare_resnet, poincare_resnet_vjp
 from refnorm.poincare._residual import avg_pool2d, avg_pool2d_vjp, relu, relu_vjp, residual_add, residual_add_vjp
 
 __all__ = [
     "FrechetMeanResult",
+    "PoincareResNet",
+    "RiemannianAdam",
+    "RiemannianSGD",
     "avg_pool2d",
     "avg_pool2d_vjp",
     "beta_concat",
@@ -86,6 +91,8 @@ __all__ = [
     "mobius_matvec_vjp",
     "mobius_scalar_mul",
     "mobius_scalar_mul_vjp",
+    "poincare_resnet",
+    "poincare_resnet_vjp",
     "project_ball",
     "project_ball_vjp",
     "relu",

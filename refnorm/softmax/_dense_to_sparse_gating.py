@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.optimize
 
 from refnorm import _checks
 from refnorm._typing import AnyArray, Array, F, Method, Pullback
@@ -449,7 +448,9 @@ def fit_moe(
     >>> np.sort(fit.params.weight[:, 0]).round(1)
     array([-1.,  2.])
     """
-    from refnorm.solvers._monitor import Monitor  # not at the top: other rooms' solvers use this room
+    import scipy.optimize  # not at the top: the room should load fast
+
+    from refnorm.solvers._monitor import Monitor  # nor this: other rooms' solvers use this room
 
     x, y = _checks.float_array(x, "x", ndim=2), _checks.float_array(y, "y", ndim=1)
     _checks.same_dtype("x", x, y=y)
@@ -484,7 +485,7 @@ def fit_moe(
         dparams = pullback(np.full(len(y), 1 / len(y)))[2]
         return float(nll.mean()), _slope_in_free(params, dparams)
 
-    def each(intermediate_result: scipy.optimize.OptimizeResult) -> None:
+    def each(intermediate_result: Any) -> None:
         if monitor.record(nll=float(intermediate_result.fun)):
             raise StopIteration
 

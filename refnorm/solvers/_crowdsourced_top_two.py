@@ -22,6 +22,7 @@ METHOD = Method(
     year=2023,
     arxiv="2301.00006",
     functions=(
+        "DawidSkeneResult",
         "TopTwoResult",
         "simulate_top_two",
         "top_two_spectral",

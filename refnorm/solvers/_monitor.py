@@ -11,6 +11,7 @@ A solver makes one :class:`Monitor`, calls ``record`` once an iteration and hand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -102,7 +103,7 @@ class Monitor:
             self._columns.setdefault(name, []).append(float(value))
         watched = next(iter(values))
         first, last = self._columns[watched][0], self._columns[watched][-1]
-        if not abs(last) <= self._growth * max(1.0, abs(first)):
+        if not (math.isfinite(last) and abs(last) <= self._growth * max(1.0, abs(first))):
             raise Diverged(
                 f"{self._method}: diverged at iteration {self.n_iter}: {watched} = {last:.4g} "
                 f"(it began at {first:.4g}); {self._hint}",

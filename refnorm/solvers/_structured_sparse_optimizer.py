@@ -23,6 +23,8 @@ METHOD = Method(
     year=2024,
     arxiv="2409.09085",
     functions=(
+        "HESSOState",
+        "HESSOCRICState",
         "GroupSpec",
         "HESSO",
         "HESSOCRIC",

@@ -243,7 +243,7 @@ def minimize_target_surrogate(
     inner_steps : int >= 1
         Gradient steps on each surrogate. With 1 the method is gradient descent.
     inner_rate : float > 0, optional
-        Length of an inner step in units of the current ``step_size``; 1 / |x|_2^2 is right for
+        Length of an inner step in units of the current ``step_size``; ``1 / |x|_2^2`` is right for
         ``linear_model(x)``. By default, a backtracking line search from 10.
     schedule : {"constant", "stochastic", "exponential"}
         ``step_size`` times 1, ``1 / sqrt(t)`` or ``n_iter^(-t / n_iter)`` at step t = 1, 2, ...

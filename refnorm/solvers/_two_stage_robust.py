@@ -28,6 +28,9 @@ METHOD = Method(
     year=2023,
     arxiv="2310.04345",
     functions=(
+        "RobustSolution",
+        "CCGResult",
+        "ReluProgram",
         "KnapsackInstance",
         "random_knapsack",
         "second_stage_value",

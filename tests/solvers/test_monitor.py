@@ -36,6 +36,12 @@ def test_divergence_is_an_error_that_says_what_to_do(value):
     assert len(caught.value.history["loss"]) == 2
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_run_may_diverge_at_once(value):
+    with pytest.raises(Diverged, match="diverged at iteration 1"):
+        Monitor("descent").record(loss=value)
+
+
 def test_a_large_beginning_is_no_divergence():
     monitor = Monitor("descent")
     assert monitor.record(loss=1e30) is False

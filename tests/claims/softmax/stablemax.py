@@ -15,7 +15,7 @@ from refnorm.softmax import (
 )
 
 CLASSES = 113
-MODULUS, WIDTH, STEPS, RATE = 23, 128, 2500, 1e-2
+MODULUS, WIDTH, STEPS, RATE = 23, 128, 2000, 1e-2
 GROKKING_SEEDS = (0, 1)
 
 

@@ -19,23 +19,27 @@ def beta_scale(features, part):
 # Textbook formulas, vectors on the last axis, for torch tensors in the middle of the ball.
 
 
-def length(x):
-    return torch.sqrt((x * x).sum(-1, keepdim=True))
+def nonzero_length(x):
+    """Length, and 1 for the zero vector, whose root autograd cannot differentiate."""
+    square = (x * x).sum(-1, keepdim=True)
+    return torch.sqrt(torch.where(square > 0, square, 1.0)), square > 0
 
 
 def exp0(v, c):
-    s = torch.sqrt(c) * length(v)
-    return torch.where(s > 0, torch.tanh(s) / torch.where(s > 0, s, 1.0), 1.0) * v
+    size, nonzero = nonzero_length(v)
+    s = torch.sqrt(c) * size
+    return torch.where(nonzero, torch.tanh(s) / s, 1.0) * v
 
 
 def log0(y, c):
-    s = torch.sqrt(c) * length(y)
-    return torch.where(s > 0, torch.atanh(s) / torch.where(s > 0, s, 1.0), 1.0) * y
+    size, nonzero = nonzero_length(y)
+    s = torch.sqrt(c) * torch.where(nonzero, size, 0.5)
+    return torch.where(nonzero, torch.atanh(s) / s, 1.0) * y
 
 
 def project(x, c, margin=1e-5):
-    radius = (1 - margin) / torch.sqrt(c)
-    return torch.where(length(x) > radius, radius * x / length(x), x)
+    radius, (size, nonzero) = (1 - margin) / torch.sqrt(c), nonzero_length(x)
+    return torch.where(nonzero & (size > radius), radius * x / size, x)
 
 
 def fully_connected(x, weight, bias, c):

@@ -8,6 +8,8 @@ from sklearn.neighbors import kneighbors_graph
 from refnorm.conformance import GoldenCase, Tolerance
 
 mpmath.mp.dps = 50
+# The order of sums, and with it the last bit, must not depend on the machine's cores.
+torch.set_num_threads(1)
 TORCH = f"torch {torch.__version__.split('+')[0]}, float64"
 
 
