@@ -47,6 +47,13 @@ def test_new_method_lays_out_every_file_from_a_specification(checkout):
     ):
         compile((checkout / path).read_text(), path, "exec")
     assert "# An Example of Normalization" in (checkout / "docs/norms/example.md").read_text()
+    assert "author = {Doe and others}" in (checkout / "docs/bib/example.bib").read_text()
+
+
+def test_new_method_separates_authors_as_bibtex_wants(checkout):
+    options = ["--title", "T", "--authors", "Ba, Kiros, and Hinton", "--year", "2016"]
+    assert new_method(checkout, "norms/other", *options).returncode == 0
+    assert "author = {Ba and Kiros and Hinton}" in (checkout / "docs/bib/other.bib").read_text()
 
 
 def test_new_method_touches_no_existing_file(checkout):
