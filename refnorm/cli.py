@@ -10,6 +10,7 @@ import heapq
 import importlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import stat
@@ -17,7 +18,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -38,6 +39,9 @@ SMALLEST_PASSAGE = 8
 
 EXCERPT = 300
 """Characters of a passage that are shown."""
+
+MOST_CALIBRATION_PASSAGES = 64
+"""Passages of --calibration that are read."""
 
 WIDEST = 100
 """Columns of running text, however wide the terminal is."""
@@ -133,6 +137,27 @@ def _app() -> "typer.Typer":
         ),
     ]
 
+    quantize = Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            metavar="METHOD",
+            help="Quantize the model first: affine, affine_quant, gradient_ptq, joint_codebook, layerwise_calibration, llm_int8, "
+            "rep_quant or shift_uniform_log2.",
+        ),
+    ]
+    bits = Annotated[
+        int | None, typer.Option("--bits", metavar="N", help="Bits of --quantize, 2 to 8. [default: 8 or the most]")
+    ]
+    calibration = Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="Text to calibrate --quantize with; may be repeated. [default: built in]",
+        ),
+    ]
+
     @app.command()
     def embed(
         file: files,
@@ -143,10 +168,13 @@ def _app() -> "typer.Typer":
         passage_tokens: tokens = None,
         threads: threads = None,
         quiet: quiet = False,
+        quantize: quantize = None,
+        bits: bits = None,
+        calibration: calibration = None,
     ) -> None:
         """Split text files into passages and compute a vector for each."""
         chosen = _format(format, output, ("text", "jsonl", "npy"))
-        job = _prepare(file, model, backend, output, passage_tokens, threads, quiet)
+        job = _prepare(file, model, backend, output, passage_tokens, threads, quiet, (quantize, bits, calibration))
         with _opened(output, binary=chosen == "npy") as stream:
             writer = _WRITERS[chosen](stream, job.encoder.dimension)
             for passages, vectors in job.run():
@@ -167,6 +195,9 @@ def _app() -> "typer.Typer":
         passage_tokens: tokens = None,
         threads: threads = None,
         quiet: quiet = False,
+        quantize: quantize = None,
+        bits: bits = None,
+        calibration: calibration = None,
     ) -> None:
         """Find the passages of text files whose meaning is nearest to a query."""
         if not query.strip():
@@ -174,7 +205,7 @@ def _app() -> "typer.Typer":
         if top < 1:
             raise Problem(f"--top: expected an integer >= 1, got {top}")
         chosen = _format(format, output, ("text", "jsonl"))
-        job = _prepare(file, model, backend, output, passage_tokens, threads, quiet)
+        job = _prepare(file, model, backend, output, passage_tokens, threads, quiet, (quantize, bits, calibration))
         hits = _best(job, query, top)
         with _opened(output, binary=False) as stream:
             for rank, (score, passage) in enumerate(hits, 1):
@@ -305,6 +336,7 @@ def _prepare(
     passage_tokens: int | None,
     threads: int | None,
     quiet: bool,
+    quantized: tuple[str | None, int | None, Sequence[str] | None],
 ) -> _Job:
     """Check everything that can be checked before the work begins, the cheap things first."""
     if threads is not None and threads < 1:
@@ -318,10 +350,11 @@ def _prepare(
         if importlib.util.find_spec(package) is None:
             raise Problem(f'{package} is not installed; `pip install "refnorm[demo]"` installs what this needs')
 
+    quantization = _quantization(*quantized, backend)
     from refnorm.models import BACKENDS, ModelError, load_encoder
 
     if backend is None:
-        backend = "fast" if _has_kernels() else "reference"
+        backend = "fast" if _has_kernels() and quantization is None else "reference"
     if backend not in BACKENDS:
         raise Problem(f"--backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     try:
@@ -337,7 +370,67 @@ def _prepare(
         raise Problem(
             f"--passage-tokens: expected an integer from {SMALLEST_PASSAGE} to {longest}, got {passage_tokens}"
         )
-    return _Job(encoder, sources, passage_tokens or longest, backend, quiet)
+    job = _Job(encoder, sources, passage_tokens or longest, backend, quiet)
+    return job if quantization is None else quantization.applied(job)
+
+
+@dataclass(frozen=True)
+class _Quantization:
+    """What --quantize asks for."""
+
+    method: str
+    bits: int
+    calibration: list["_Source"]
+
+    def applied(self, job: _Job) -> _Job:
+        """Return the job with a quantized encoder."""
+        from refnorm.models import matrix_bytes, quantize_encoder
+
+        before = job.encoder
+        texts = None
+        if self.calibration:
+            reading = replace(job, sources=self.calibration)
+            texts = [passage.text for passage in itertools.islice(reading._split(), MOST_CALIBRATION_PASSAGES)]
+        started = time.perf_counter()
+        with _progress(len(before.weights["layers"]) * 4, job.quiet, "calibrating") as advance:
+            after = quantize_encoder(
+                before, self.method, bits=self.bits, texts=texts, progress=lambda done, total: advance(1)
+            )
+        if not job.quiet:
+            print(
+                f"quantized with {self.method} in {time.perf_counter() - started:.1f} s: matrices of "
+                f"{_megabytes(matrix_bytes(before))} in {_megabytes(matrix_bytes(after))}",
+                file=sys.stderr,
+            )
+        return replace(job, encoder=after, backend=f"{job.backend}, {self.method}, {self.bits} bits")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def _quantization(
+    method: str | None, bits: int | None, calibration: Sequence[str] | None, backend: str | None
+) -> _Quantization | None:
+    """Check the options of --quantize before anything is loaded."""
+    if method is None:
+        for name, given in (("--bits", bits), ("--calibration", calibration)):
+            if given:
+                raise Problem(f"{name}: expected --quantize with it, got none")
+        return None
+    from refnorm.models import QUANTIZATIONS
+
+    if method not in QUANTIZATIONS:
+        raise Problem(f"--quantize: expected one of {', '.join(QUANTIZATIONS)}, got {method!r}")
+    fewest, most = QUANTIZATIONS[method]
+    if bits is None:
+        bits = most
+    if not fewest <= bits <= most:
+        expected = str(fewest) if fewest == most else f"an integer from {fewest} to {most}"
+        raise Problem(f"--bits: expected {expected} for {method}, got {bits}")
+    if backend not in (None, "reference"):
+        raise Problem(f"--quantize: expected --backend reference with it, got {backend!r}")
+    return _Quantization(method, bits, [_checked_source(name) for name in calibration or ()])
 
 
 def _has_kernels() -> bool:
@@ -593,7 +686,7 @@ def _json_line(stream: IO[str], record: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+def _progress(total: int, quiet: bool, what: str = "embedding") -> Iterator[Callable[[int], None]]:
     """A bar on stderr where that is a terminal; yields the function that moves it on."""
     if quiet or not sys.stderr.isatty():
         yield lambda amount: None
@@ -601,7 +694,7 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("embedding"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda amount: bar.advance(task, amount)
