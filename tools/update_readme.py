@@ -124,8 +124,13 @@ def evidence_part() -> str:
     ordered = sorted(sources.items(), key=lambda item: -item[1])
     rows.append("\nGolden cases by source: " + ", ".join(f"{kind} {count}" for kind, count in ordered) + ".")
     if refuted:
-        rows.append("\nClaims that do not show in miniature (figures on their pages):\n")
-        rows += [f"- `{claim['method']}`: {claim['statement']}" for claim in refuted]
+        rows.append("\nClaims that do not show in miniature (why is on their pages):\n")
+        for claim in refuted:
+            figures = "; ".join(
+                f"{name} {value:.3g}" if isinstance(value, (int, float)) else f"{name} {value}"
+                for name, value in claim["figures"].items()
+            )
+            rows.append(f"- `{claim['method']}`: {claim['statement']} Measured: {figures}.")
     return "\n".join(rows)
 
 
