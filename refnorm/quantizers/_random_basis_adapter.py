@@ -103,7 +103,7 @@ class BasisGenerator:
             _checks.positive(self.scale, "scale")
 
     def bases(self, start: int, stop: int) -> Array[np.float32]:
-        """Return the basis arrays ``start`` to ``stop - 1``, a float32 array (stop - start, *shape)."""
+        """Return the basis arrays ``start`` to ``stop - 1``, a float32 array of shape ``(stop - start, *shape)``."""
         _checks.whole(start, "start", low=0, high=self.n_basis)
         _checks.whole(stop, "stop", low=start, high=self.n_basis)
         size = int(np.prod(self.shape))
