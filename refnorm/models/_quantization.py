@@ -196,7 +196,7 @@ def quantize_encoder(
     encoder : Encoder
         With the reference backend.
     method : str
-        One of :data:`QUANTIZATIONS`: a chapter of the quantizers' part.
+        One of :data:`refnorm.models.QUANTIZATIONS`: a chapter of the quantizers' part.
     bits : int
         Of weights, and of activations where the method quantizes them. ``llm_int8`` takes 8, ``joint_codebook`` 2 to 4
         (of weights only, as ``affine`` and ``gradient_ptq``), the others 2 to 8.
