@@ -396,11 +396,11 @@ RN_INLINE void dot_tile(const int rows, const int columns, const uint8_t *a, siz
             extra[j] = dot_wide(extra[j], half, w[j]);                                            \
         }                                                                                         \
         for (int r = 0; r < rows; r++) {                                                          \
-            vi32 x = vi32_load((const int32_t *)(const void *)(a + (size_t)r * a_stride + k));    \
+            vi32 x = vi32_load_bytes(a + (size_t)r * a_stride + k);                               \
             for (int j = 0; j < columns; j++) sum[r][j] = dot_wide(sum[r][j], x, w[j]);           \
         }                                                                                         \
     } while (0)
-#define WHOLE_BYTES(from) vi32_load((const int32_t *)(const void *)(from))
+#define WHOLE_BYTES(from) vi32_load_bytes(from)
 #define LAST_BYTES(from) bytes_at(from, depth - k)
     for (; k < whole; k += REFNORM_VECTOR_BYTES) DOT_STEP(WHOLE_BYTES);
     if (k < depth) DOT_STEP(LAST_BYTES);

@@ -38,6 +38,7 @@ typedef int32_t vi32h __attribute__((vector_size(REFNORM_VECTOR_BYTES / 2)));
 typedef float vf32_at __attribute__((vector_size(REFNORM_VECTOR_BYTES), aligned(4), may_alias));
 typedef double vf64_at __attribute__((vector_size(REFNORM_VECTOR_BYTES), aligned(8), may_alias));
 typedef int32_t vi32_at __attribute__((vector_size(REFNORM_VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t vi32_at_byte __attribute__((vector_size(REFNORM_VECTOR_BYTES), aligned(1), may_alias));
 typedef float vf32h_at __attribute__((vector_size(REFNORM_VECTOR_BYTES / 2), aligned(4), may_alias));
 
 /* Whether vf32_fma and vf64_fma round once. The baseline x86-64 has no such instruction. */
@@ -74,6 +75,7 @@ RN_INLINE vi64 vi64_set(int64_t value) { return value - (vi64){0}; }
 RN_INLINE vf32 vf32_load(const float *from) { return *(const vf32_at *)from; }
 RN_INLINE vf64 vf64_load(const double *from) { return *(const vf64_at *)from; }
 RN_INLINE vi32 vi32_load(const int32_t *from) { return *(const vi32_at *)from; }
+RN_INLINE vi32 vi32_load_bytes(const void *from) { return *(const vi32_at_byte *)from; }
 RN_INLINE vf32h vf32h_load(const float *from) { return *(const vf32h_at *)from; }
 RN_INLINE void vf32_store(float *to, vf32 value) { *(vf32_at *)to = value; }
 RN_INLINE void vf64_store(double *to, vf64 value) { *(vf64_at *)to = value; }

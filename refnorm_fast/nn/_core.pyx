@@ -61,7 +61,7 @@ cdef np.ndarray _value(int function, np.ndarray x, out):
             return y
     else:
         if not np.PyArray_IS_C_CONTIGUOUS(x):
-            x = numpy.ascontiguousarray(x)
+            x = _in_order(x)
         y = _fresh(x)
     source = np.PyArray_DATA(x)
     target = np.PyArray_DATA(y)
@@ -75,7 +75,7 @@ cdef np.ndarray _value(int function, np.ndarray x, out):
 
 cdef np.ndarray _gradient(int function, np.ndarray x, dy):
     """dy times the derivative at `x`, which is C-contiguous."""
-    cdef np.ndarray cotangent = numpy.ascontiguousarray(dy, dtype=x.dtype)
+    cdef np.ndarray cotangent = _in_order(numpy.asarray(dy, dtype=x.dtype))
     _checks.shape(cotangent, "dy", (<object> x).shape)
     cdef np.ndarray dx = _fresh(x)
     cdef size_t count = np.PyArray_SIZE(x)
@@ -199,7 +199,7 @@ def linear(x, weight, bias=None, *, out=None):
     count = 1
     for size in shape:
         count *= size
-    rows = numpy.ascontiguousarray(numpy.reshape(source, (count, inputs)))
+    rows = _in_order(numpy.reshape(source, (count, inputs)))
     cdef bint direct = (
         out is not None and out.flags.c_contiguous and out.flags.aligned and _apart(out, source) and _apart(out, matrix)
         and (shift is None or _apart(out, shift))
@@ -223,7 +223,7 @@ cdef _packed_product(np.ndarray rows, np.ndarray matrix, np.ndarray shift, np.nd
     cdef size_t depth = matrix.shape[0], width = matrix.shape[1], padded = table.padded_width(width)
     cdef ptrdiff_t depth_stride, width_stride
     if matrix.strides[0] % 4 != 0 or matrix.strides[1] % 4 != 0:
-        matrix = numpy.ascontiguousarray(matrix)
+        matrix = _in_order(matrix)
     depth_stride = matrix.strides[0] // 4
     width_stride = matrix.strides[1] // 4
     cdef np.npy_intp size = depth * padded + 16

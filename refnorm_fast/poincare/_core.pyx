@@ -130,8 +130,8 @@ cdef _apply(Kind kind, tuple names, x, y, curvature, axis, bint check, double ma
     shape = (<object> a).shape
     last = axis % ndim == ndim - 1
     if not last:
-        a = numpy.ascontiguousarray(numpy.moveaxis(a, axis, -1))
-        b = None if b is None else numpy.ascontiguousarray(numpy.moveaxis(b, axis, -1))
+        a = _in_order(numpy.moveaxis(a, axis, -1))
+        b = None if b is None else _in_order(numpy.moveaxis(b, axis, -1))
     a = _rows(a, &rows, &length, &x_stride)
     if b is not None:
         b = _rows(b, &rows, &length, &y_stride)
@@ -279,7 +279,7 @@ def fully_connected(x, weight, bias, curvature, *, check=True, project=True, out
             or np.PyArray_DIM(matrix, 1) != np.PyArray_DIM(offsets, 0) or np.PyArray_SIZE(matrix) == 0):
         return fallback()
     points = _rows(points, &rows, &length, &stride)
-    matrix = numpy.ascontiguousarray(matrix)
+    matrix = _in_order(matrix)
     width = np.PyArray_DIM(matrix, 1)
     root = math.sqrt(c)
     margin = _margin(points) if project else -1.0

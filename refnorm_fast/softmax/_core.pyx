@@ -197,13 +197,13 @@ cdef class _Rows:
     cdef size_t rows, length, stride
 
     cdef object put_back(self, np.ndarray y):
-        return y if self.last else numpy.ascontiguousarray(numpy.moveaxis(y, -1, self.axis))
+        return y if self.last else _in_order(numpy.moveaxis(y, -1, self.axis))
 
     cdef np.ndarray cotangent(self, g, name):
         """A cotangent of the array's shape, in its dtype, as contiguous rows."""
         cdef np.ndarray array = numpy.asarray(g, dtype=(<object> self.original).dtype)
         _checks.shape(array, name, (<object> self.original).shape)
-        return numpy.ascontiguousarray(array if self.last else numpy.moveaxis(array, self.axis, -1))
+        return _in_order(array if self.last else numpy.moveaxis(array, self.axis, -1))
 
 
 cdef _Rows _rows_along(np.ndarray array, int axis):
@@ -393,7 +393,7 @@ def logsumexp_vjp(x, *, axis=-1, keepdims=False):
     def pullback(dlse):
         wide = numpy.asarray(dlse, dtype=numpy.float64)
         _checks.shape(wide, "dlse", value.shape)
-        cdef np.ndarray factor = numpy.ascontiguousarray(wide).reshape(r.rows)
+        cdef np.ndarray factor = _in_order(wide).reshape(r.rows)
         return (r.put_back(_softmax_times(r, s, factor)),)
 
     return value, pullback
@@ -434,7 +434,7 @@ cdef np.ndarray _row_weights(dloss, np.ndarray logits, reduction, size_t counted
     rows = np.PyArray_DIM(logits, 0)
     _checks.shape(wide, "dloss", (rows,) if reduction == "none" else ())
     if reduction == "none":
-        return numpy.ascontiguousarray(wide)
+        return _in_order(wide)
     return numpy.full(rows, wide / counted if reduction == "mean" else wide)
 
 
@@ -594,8 +594,8 @@ cdef _Soft _soft_cross_entropy(logits, target, reduction):
     _checks.shape(given, "target", (array.shape[0], array.shape[1]))
     _checks.one_of(reduction, "reduction", REDUCTIONS)
     _check_counted(reduction, array.shape[0], array.shape[0])
-    h.r = _rows_along(numpy.ascontiguousarray(array), 1)
-    h.q = numpy.ascontiguousarray(given)
+    h.r = _rows_along(_in_order(array), 1)
+    h.q = _in_order(given)
     h.s = _Stats.__new__(_Stats)
     h.s.largest = numpy.empty(h.r.rows)
     h.s.log_sum = numpy.empty(h.r.rows)
