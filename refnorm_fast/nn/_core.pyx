@@ -13,6 +13,10 @@ cdef extern from "activation.h":
         RN_RELU
         RN_GELU
         RN_GELU_TANH
+        RN_SIGMOID
+        RN_SILU
+        RN_SOFTPLUS
+        RN_ERF
     ctypedef struct rn_activation_table:
         void (*value_f32)(int function, const float *x, float *y, size_t count) nogil
         void (*value_f64)(int function, const double *x, double *y, size_t count) nogil
@@ -158,6 +162,98 @@ def gelu_vjp(x, *, approximate="none"):
     """Return :func:`gelu` and its pullback ``dy -> (dx,)``."""
     array = _float_array(x, "x")
     return _value_and_pullback(_gelu_form(approximate), array)
+
+
+def sigmoid(x, *, out=None):
+    """``1 / (1 + exp(-x))``, within 2 ULP; see :func:`refnorm.nn.sigmoid`.
+
+    Parameters
+    ----------
+    x : float32 or float64 array of any shape
+    out : array of the shape and dtype of ``x``, optional
+        Receives the result; may be ``x`` or overlap it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sigmoid(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([0.2689, 0.5   , 0.7311])
+    """
+    return _value(RN_SIGMOID, _float_array(x, "x"), out)
+
+
+def sigmoid_vjp(x):
+    """Return :func:`sigmoid` and its pullback ``dy -> (dx,)``."""
+    return _value_and_pullback(RN_SIGMOID, x)
+
+
+def silu(x, *, out=None):
+    """``x / (1 + exp(-x))``, within 2 ULP; see :func:`refnorm.nn.silu`.
+
+    Parameters
+    ----------
+    x : float32 or float64 array of any shape
+    out : array of the shape and dtype of ``x``, optional
+        Receives the result; may be ``x`` or overlap it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> silu(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([-0.2689,  0.    ,  0.7311])
+    """
+    return _value(RN_SILU, _float_array(x, "x"), out)
+
+
+def silu_vjp(x):
+    """Return :func:`silu` and its pullback ``dy -> (dx,)``."""
+    return _value_and_pullback(RN_SILU, x)
+
+
+def softplus(x, *, out=None):
+    """``log(1 + exp x)``, within 2 ULP; see :func:`refnorm.nn.softplus`.
+
+    Parameters
+    ----------
+    x : float32 or float64 array of any shape
+    out : array of the shape and dtype of ``x``, optional
+        Receives the result; may be ``x`` or overlap it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softplus(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([0.3133, 0.6931, 1.3133])
+    """
+    return _value(RN_SOFTPLUS, _float_array(x, "x"), out)
+
+
+def softplus_vjp(x):
+    """Return :func:`softplus` and its pullback ``dy -> (dx,)``."""
+    return _value_and_pullback(RN_SOFTPLUS, x)
+
+
+def erf(x, *, out=None):
+    """The error function, within 2 ULP; see :func:`refnorm.nn.erf`.
+
+    Parameters
+    ----------
+    x : float32 or float64 array of any shape
+    out : array of the shape and dtype of ``x``, optional
+        Receives the result; may be ``x`` or overlap it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> erf(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([-0.8427,  0.    ,  0.8427])
+    """
+    return _value(RN_ERF, _float_array(x, "x"), out)
+
+
+def erf_vjp(x):
+    """Return :func:`erf` and its pullback ``dy -> (dx,)``."""
+    return _value_and_pullback(RN_ERF, x)
 
 
 def linear(x, weight, bias=None, *, out=None):
