@@ -1,5 +1,23 @@
 """The Poincaré ball as SIMD kernels."""
 
+from refnorm_fast.poincare._ball import (
+    conformal_factor,
+    conformal_factor_vjp,
+    dist_sq_vjp,
+    dist_vjp,
+    exp0_vjp,
+    expmap_vjp,
+    gyration,
+    gyration_vjp,
+    log0_vjp,
+    logmap_vjp,
+    mobius_add_vjp,
+    mobius_scalar_mul,
+    mobius_scalar_mul_vjp,
+    project_ball_vjp,
+    transport,
+    transport_vjp,
+)
 from refnorm_fast.poincare._core import (
     dist,
     dist_sq,
@@ -13,13 +31,29 @@ from refnorm_fast.poincare._core import (
 )
 
 __all__ = [
+    "conformal_factor",
+    "conformal_factor_vjp",
     "dist",
     "dist_sq",
+    "dist_sq_vjp",
+    "dist_vjp",
     "exp0",
+    "exp0_vjp",
     "expmap",
+    "expmap_vjp",
     "fully_connected",
+    "gyration",
+    "gyration_vjp",
     "log0",
+    "log0_vjp",
     "logmap",
+    "logmap_vjp",
     "mobius_add",
+    "mobius_add_vjp",
+    "mobius_scalar_mul",
+    "mobius_scalar_mul_vjp",
     "project_ball",
+    "project_ball_vjp",
+    "transport",
+    "transport_vjp",
 ]

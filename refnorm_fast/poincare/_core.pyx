@@ -10,23 +10,7 @@ np.import_array()
 
 include "../_kernels/rows.pxi"
 
-import refnorm.poincare as reference
-
-cdef extern from "poincare.h":
-    ctypedef struct rn_poincare_table:
-        int (*unary_f32)(int, const float *, size_t, float *, size_t, size_t, double, double) nogil
-        int (*unary_f64)(int, const double *, size_t, double *, size_t, size_t, double, double) nogil
-        int (*binary_f32)(int, const float *, size_t, const float *, size_t, float *, size_t, size_t, double, double) nogil
-        int (*binary_f64)(int, const double *, size_t, const double *, size_t, double *, size_t, size_t, double, double) nogil
-        int (*dist_f32)(int, const float *, size_t, const float *, size_t, float *, size_t, size_t, double) nogil
-        int (*dist_f64)(int, const double *, size_t, const double *, size_t, double *, size_t, size_t, double) nogil
-        int (*gaps_f32)(const float *, size_t, double *, size_t, size_t, double) nogil
-        int (*gaps_f64)(const double *, size_t, double *, size_t, size_t, double) nogil
-        void (*column_squares_f32)(const float *, size_t, size_t, double *) nogil
-        void (*column_squares_f64)(const double *, size_t, size_t, double *) nogil
-        void (*linear_f32)(float *, size_t, size_t, const double *, const float *, const float *, const float *, double, double) nogil
-        void (*linear_f64)(double *, size_t, size_t, const double *, const double *, const double *, const double *, double, double) nogil
-    const rn_poincare_table *rn_poincare() nogil
+include "points.pxi"
 
 cdef extern from "gemm.h":
     ctypedef struct rn_linear_call:
@@ -50,68 +34,12 @@ cdef extern from "gemm.h":
         int (*linear)(const rn_linear_call *) nogil
     const rn_gemm_table *rn_gemm() nogil
 
-cdef enum Kind:
-    EXP0 = 0
-    LOG0 = 1
-    PROJECT = 2
-    ADD = 3
-    LOGMAP = 4
-    EXPMAP = 5
-    DIST = 6
-    DIST_SQ = 7
-
-# Outside this range of curvatures squares of coordinates may overflow; the reference changes the unit of length then.
-cdef double SMALLEST_CURVATURE = 1e-100
-cdef double LARGEST_CURVATURE = 1e100
-
 # A product of float32 vectors shorter than this is accumulated in float64.
 cdef size_t SHORT = 32
 
 # Largest cosh of a bias over a column's length, and smallest gap, for which float32 arithmetic cannot overflow.
 cdef double LARGEST_SLOPE = 1e12
 cdef double SMALLEST_GAP = 1e-18
-
-
-cdef double _curvature(curvature) except -1:
-    """The curvature, or 0 if the reference has to look at it."""
-    cdef double value
-    if type(curvature) is not float and not (isinstance(curvature, (float, int, numpy.floating, numpy.ndarray))
-                                             and numpy.ndim(curvature) == 0):
-        return 0.0
-    if isinstance(curvature, numpy.ndarray) and curvature.dtype.kind != "f":
-        return 0.0
-    value = float(curvature)
-    return value if SMALLEST_CURVATURE <= value <= LARGEST_CURVATURE else 0.0
-
-
-cdef double _margin(np.ndarray x):
-    return reference._ball.PROJECTION_MARGIN[x.dtype]
-
-
-cdef int _run(Kind kind, np.ndarray x, y, np.ndarray z, size_t rows, size_t length, size_t x_stride, size_t y_stride,
-              double curvature, double margin):
-    cdef void *a = np.PyArray_DATA(x)
-    cdef void *b = NULL if y is None else np.PyArray_DATA(<np.ndarray> y)
-    cdef void *to = np.PyArray_DATA(z)
-    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
-    cdef int outside
-    cdef const rn_poincare_table *table = rn_poincare()
-    with nogil:
-        if kind >= DIST:
-            if single:
-                outside = table.dist_f32(kind - DIST, <const float *> a, x_stride, <const float *> b, y_stride, <float *> to, rows, length, curvature)
-            else:
-                outside = table.dist_f64(kind - DIST, <const double *> a, x_stride, <const double *> b, y_stride, <double *> to, rows, length, curvature)
-        elif kind >= ADD:
-            if single:
-                outside = table.binary_f32(kind - ADD, <const float *> a, x_stride, <const float *> b, y_stride, <float *> to, rows, length, curvature, margin)
-            else:
-                outside = table.binary_f64(kind - ADD, <const double *> a, x_stride, <const double *> b, y_stride, <double *> to, rows, length, curvature, margin)
-        elif single:
-            outside = table.unary_f32(kind, <const float *> a, x_stride, <float *> to, rows, length, curvature, margin)
-        else:
-            outside = table.unary_f64(kind, <const double *> a, x_stride, <double *> to, rows, length, curvature, margin)
-    return outside
 
 
 cdef _apply(Kind kind, tuple names, x, y, curvature, axis, bint check, double margin, out, fallback):
@@ -153,7 +81,7 @@ cdef _apply(Kind kind, tuple names, x, y, curvature, axis, bint check, double ma
     if direct and check and kind < DIST and kind != EXP0 and kind != PROJECT and (_identical(a, out) or (b is not None and _identical(b, out))):
         if _outside(a, c) or (b is not None and kind != EXPMAP and _outside(b, c)):
             return _store(fallback(), out)
-    if rows and _run(kind, a, b, z, rows, length, x_stride, y_stride, c, margin) and check:
+    if rows and _run(kind, a, b, z, None, None, rows, length, x_stride, y_stride, c, margin) and check:
         return _store(fallback(), out)
     if direct:
         return out
@@ -162,13 +90,6 @@ cdef _apply(Kind kind, tuple names, x, y, curvature, axis, bint check, double ma
     else:
         result = z if last else numpy.moveaxis(z, -1, axis)
     return _store(result, out)
-
-
-cdef np.ndarray _rows(np.ndarray x, size_t *rows, size_t *length, size_t *stride):
-    """`x`, or a copy, as rows that are contiguous and each in a place of its own."""
-    if 0 in (<object> x).strides:
-        x = numpy.array(x, order="C")
-    return _rows_contiguous(x, 1, rows, length, stride)
 
 
 cdef bint _outside(np.ndarray x, double curvature):
@@ -188,18 +109,6 @@ cdef int _gaps(np.ndarray x, size_t rows, size_t length, size_t stride, double c
         else:
             outside = rn_poincare().gaps_f64(<const double *> a, stride, to, rows, length, curvature)
     return outside
-
-
-cdef _check_scalars(out, np.ndarray a, shape, axis):
-    _check_out(out, numpy.broadcast_to(numpy.empty(1, a.dtype), shape[:axis] + shape[axis + 1 :]))
-
-
-cdef _store(result, out):
-    if out is None:
-        return result
-    _check_out(out, numpy.asarray(result))
-    out[...] = result
-    return out
 
 
 def mobius_add(x, y, curvature, *, axis=-1, check=True, out=None):
