@@ -12,6 +12,8 @@
 #define ARTANH_SERIES_LIMIT 0.25
 /* From this relative radius on, the derivative of a scaling is a plain difference. */
 #define DIRECT_BEND 0.5
+/* Beyond this argument sinh is continued as sinh(300) e^(a - 300), so that its squares stay finite. */
+#define SINH_LIMIT 300.0
 
 /* x cosh(x) - sinh(x) = x^3 times a series in z = x^2: ten terms of (2k+2)/(2k+3)! serve up to 1. */
 RN_INLINE vf64 cosh_excess_lanes(vf64 z) {
@@ -40,9 +42,10 @@ RN_INLINE vf64 artanh_bend_lanes(vf64 s, vf64 gap, vf64 ratio) {
 }
 /* tanh(a) - a for a = arsinh(p) >= 0: about -a^3/3 for small a */
 RN_INLINE vf64 tanh_excess_lanes(vf64 a, vf64 p) {
-    vf64 cosh = vf64_sqrt(1.0 + p * p), z = a * a;
+    vf64 cosh = vf64_select((vi64)(p > 1e100), p, vf64_sqrt(1.0 + p * p)), z = a * a;
     return vf64_select((vi64)(a <= SERIES_LIMIT), -(a * z) * cosh_excess_lanes(z) / cosh, p / cosh - a);
 }
+RN_INLINE vf64 tanh_excess_signed(vf64 a, vf64 p) { return vf64_copysign(tanh_excess_lanes(vf64_abs(a), vf64_abs(p)), -a); }
 /* numerator / denominator, or `limit` where the denominator is 0 */
 RN_INLINE vf64 ratio_lanes(vf64 numerator, vf64 denominator, vf64 limit) {
     vi64 zero = (vi64)(denominator == 0.0);
@@ -79,7 +82,10 @@ RN_INLINE vf64 heading_lanes(vf64 a, unit by) {
 #define T float
 #define N(name) name##_f32
 #define SINGLE 1
+#include "poincare_rows.h"
 #include "ball_body.h"
+#include "ball_linear_body.h"
+#include "poincare_rows_end.h"
 #undef T
 #undef N
 #undef SINGLE
@@ -87,12 +93,17 @@ RN_INLINE vf64 heading_lanes(vf64 a, unit by) {
 #define T double
 #define N(name) name##_f64
 #define SINGLE 0
+#include "poincare_rows.h"
 #include "ball_body.h"
+#include "ball_linear_body.h"
+#include "poincare_rows_end.h"
 
 #define ENTRIES(suffix)                                                                                     \
     .ray_back_##suffix = ray_back_##suffix, .pair_back_##suffix = pair_back_##suffix,                       \
     .dist_back_##suffix = dist_back_##suffix, .scale_##suffix = scale_##suffix,                             \
     .factor_##suffix = factor_##suffix, .factor_back_##suffix = factor_back_##suffix,                       \
-    .turn_##suffix = turn_##suffix, .turn_back_##suffix = turn_back_##suffix
+    .turn_##suffix = turn_##suffix, .turn_back_##suffix = turn_back_##suffix,                               \
+    .linear_back_##suffix = linear_back_##suffix, .gaps_back_##suffix = gaps_back_##suffix,                 \
+    .turn_columns_##suffix = turn_columns_##suffix
 
 RN_TABLE(ball) = {ENTRIES(f32), ENTRIES(f64)};

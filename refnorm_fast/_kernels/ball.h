@@ -12,6 +12,15 @@
 enum { RN_RAY_EXP0 = 0, RN_RAY_LOG0 = 1, RN_RAY_PROJECT = 2, RN_RAY_SCALE = 3 };
 enum { RN_PAIR_ADD = 0, RN_PAIR_LOGMAP = 1, RN_PAIR_EXPMAP = 2 };
 
+/* The hyperplanes of a layer, one entry a column z, `padded` with zeros to whole vectors: with the angle b = 2 sqrt(c) bias,
+ * slope = 2 sqrt(c) cosh(b)/|z|, excess = (b cosh(b) - sinh(b))/c. A column of zeros has slope and inverse_length 0. */
+typedef struct {
+    const double *slope, *length, *inverse_length, *cosh, *sinh, *bias, *excess;
+    size_t padded;
+} rn_planes;
+/* Rows over which linear_back sums at a time. */
+enum { RN_BALL_BLOCK = 64 };
+
 #define RN_BALL_FUNCTIONS(T, suffix)                                                                                  \
     /* margin as in poincare.h. Row i is scaled by factors[i * factor_step]; factor_terms gets its cotangent. */      \
     void (*ray_back_##suffix)(int op, const T *x, const T *g, T *dx, const double *factors, size_t factor_step,       \
@@ -31,7 +40,17 @@ enum { RN_PAIR_ADD = 0, RN_PAIR_LOGMAP = 1, RN_PAIR_EXPMAP = 2 };
     int (*turn_##suffix)(int carry, const T *u, const T *v, const T *w, T *z, size_t rows, size_t length,             \
                          double curvature);                                                                           \
     void (*turn_back_##suffix)(int carry, const T *u, const T *v, const T *w, const T *g, T *du, T *dv, T *dw,        \
-                               double *terms, size_t rows, size_t length, double curvature);
+                               double *terms, size_t rows, size_t length, double curvature);                          \
+    /* A fully connected layer, or its logits without `layer`: from inner products <x, z_k>, gaps and g to the         \
+     * cotangents of the inner products over |z|, of the gaps, and sums for the lengths |z| and the biases, `padded`   \
+     * numbers for every RN_BALL_BLOCK rows. 1 if there is no memory. */                                               \
+    int (*linear_back_##suffix)(int layer, const T *inner, const T *g, const double *gaps, const rn_planes *planes,   \
+                                T *m, double *dgaps, double *terms, double *length_sums, double *bias_sums,           \
+                                size_t rows, size_t length, double curvature, double margin);                         \
+    void (*gaps_back_##suffix)(const T *x, const double *dgaps, T *dx, double *terms, size_t rows, size_t length,     \
+                               double curvature);                                                                     \
+    void (*turn_columns_##suffix)(T *d, const T *weight, const double *lengths, const double *dlengths,               \
+                                  double *along, size_t depth, size_t width);
 
 typedef struct {
     RN_BALL_FUNCTIONS(float, f32)

@@ -1,7 +1,5 @@
 /* Rows of one dtype: T the entries, N(name) the names, SINGLE whether T is float. Included twice by ball.c. */
 
-#include "poincare_rows.h"
-
 #define UNIT_OF_ROW(x) N(length_of)((x), NULL, 0, length)
 
 /* ---- maps along rays ----------------------------------------------------------------------------------------- */
@@ -541,4 +539,3 @@ static void N(turn_back)(int carry, const T *u, const T *v, const T *w, const T 
 }
 
 #undef UNIT_OF_ROW
-#include "poincare_rows_end.h"

@@ -68,12 +68,11 @@ static double scaled_sinh(double x, double shift) {
     return shift == 0 ? sinh(x) : 0.5 * (exp(x - shift) - exp(-x - shift));
 }
 
-static void linear_row_f32(float *y, size_t length, double gap, const float *slope, const float *offset,
-                           const float *power, double curvature, double margin) {
-    double root = sqrt(curvature);
+/* In place, power_k arsinh(p_k) with signs; the result is the largest size. */
+static float angles_row_f32(float *y, size_t length, double gap, const float *slope, const float *offset,
+                            const float *power) {
     vf32 inner_scale = vf32_set((float)(1 / gap)), offset_scale = vf32_set((float)((2 - gap) / gap));
     vf32 largest = {0};
-    /* First the arguments of sinh with their signs ... */
     for (size_t k = 0; k < length; k += VF32) {
         size_t count = length - k;
         int whole = count >= VF32;
@@ -90,7 +89,13 @@ static void linear_row_f32(float *y, size_t length, double gap, const float *slo
         else
             vf32_store_part(y + k, count, t);
     }
-    float top = vf32_largest(largest);
+    return vf32_largest(largest);
+}
+static void linear_row_f32(float *y, size_t length, double gap, const float *slope, const float *offset,
+                           const float *power, double curvature, double margin) {
+    double root = sqrt(curvature);
+    /* First the arguments of sinh with their signs ... */
+    float top = angles_row_f32(y, length, gap, slope, offset, power);
     float shift = top > SHIFT_FROM_SINGLE ? top - SHIFT_FROM_SINGLE : 0.0f;
     /* ... then sinh and the sum of its squares ... */
     vf32 one_lanes = vf32_set((float)exp(-(double)shift)), square_lanes = vf32_set((float)exp(-2.0 * (double)shift));
@@ -125,14 +130,19 @@ static void linear_row_f32(float *y, size_t length, double gap, const float *slo
     if (!(radius < 1 - 1e-5)) inside_f32(y, length, curvature);
 }
 
-static void linear_row_f64(double *y, size_t length, double gap, const double *slope, const double *offset,
-                           const double *power, double curvature, double margin) {
-    double root = sqrt(curvature), top = 0;
+static double angles_row_f64(double *y, size_t length, double gap, const double *slope, const double *offset,
+                             const double *power) {
+    double top = 0;
     for (size_t k = 0; k < length; k++) {
         double p = (y[k] * slope[k] - (2 - gap) * offset[k]) / gap;
         y[k] = power[k] * asinh(p);
         if (fabs(y[k]) > top) top = fabs(y[k]);
     }
+    return top;
+}
+static void linear_row_f64(double *y, size_t length, double gap, const double *slope, const double *offset,
+                           const double *power, double curvature, double margin) {
+    double root = sqrt(curvature), top = angles_row_f64(y, length, gap, slope, offset, power);
     double shift = top > SHIFT_FROM ? top - SHIFT_FROM : 0, square = 0;
     for (size_t k = 0; k < length; k++) {
         y[k] = copysign(scaled_sinh(fabs(y[k]), shift), y[k]);
@@ -143,6 +153,26 @@ static void linear_row_f64(double *y, size_t length, double gap, const double *s
     if (margin >= 0 && radius > 1 - margin) scale = (1 - margin) / (root * sqrt(square));
     for (size_t k = 0; k < length; k++) y[k] *= scale;
     if (!(radius < 1 - 1e-10)) inside_f64(y, length, curvature);
+}
+
+/* Logits power_k arsinh(p_k): in place, as the first sweep above. */
+static void logits_f32(float *y, size_t rows, size_t length, const double *gaps, const float *slope, const float *offset,
+                       const float *power) {
+    int threads = rn_threads(rows, 1.0 * (double)rows * (double)length);
+    RN_PARALLEL(threads) {
+        RN_SHARE(rows, first, last);
+        for (size_t row = first; row < last; row++)
+            angles_row_f32(y + row * length, length, gaps[row], slope, offset, power);
+    }
+}
+static void logits_f64(double *y, size_t rows, size_t length, const double *gaps, const double *slope,
+                       const double *offset, const double *power) {
+    int threads = rn_threads(rows, 30.0 * (double)rows * (double)length);
+    RN_PARALLEL(threads) {
+        RN_SHARE(rows, first, last);
+        for (size_t row = first; row < last; row++)
+            angles_row_f64(y + row * length, length, gaps[row], slope, offset, power);
+    }
 }
 
 static void linear_f32(float *y, size_t rows, size_t length, const double *gaps, const float *slope, const float *offset,
@@ -170,9 +200,11 @@ RN_TABLE(poincare) = {.unary_f32 = unary_f32,
                       .gaps_f32 = gaps_f32,
                       .column_squares_f32 = column_squares_f32,
                       .linear_f32 = linear_f32,
+                      .logits_f32 = logits_f32,
                       .unary_f64 = unary_f64,
                       .binary_f64 = binary_f64,
                       .dist_f64 = dist_f64,
                       .gaps_f64 = gaps_f64,
                       .column_squares_f64 = column_squares_f64,
-                      .linear_f64 = linear_f64};
+                      .linear_f64 = linear_f64,
+                      .logits_f64 = logits_f64};

@@ -26,7 +26,10 @@ enum { RN_ADD = 0, RN_LOGMAP = 1, RN_EXPMAP = 2 };
     /* In place: rows of inner products <x, z_k> to points. slope_k = 2 sqrt(c) cosh(b_k) / |z_k| (0 for a zero       \
      * column), offset_k = sinh(b_k), power_k = 2 |z_k|. */                                                           \
     void (*linear_##suffix)(T *y, size_t rows, size_t length, const double *gaps, const T *slope, const T *offset,    \
-                            const T *power, double curvature, double margin);
+                            const T *power, double curvature, double margin);                                         \
+    /* The same up to the signed distances, power_k arsinh(p_k). */                                                    \
+    void (*logits_##suffix)(T *y, size_t rows, size_t length, const double *gaps, const T *slope, const T *offset,    \
+                            const T *power);
 
 typedef struct {
     RN_POINCARE_FUNCTIONS(float, f32)

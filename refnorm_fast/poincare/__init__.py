@@ -23,11 +23,16 @@ from refnorm_fast.poincare._core import (
     dist_sq,
     exp0,
     expmap,
-    fully_connected,
     log0,
     logmap,
     mobius_add,
     project_ball,
+)
+from refnorm_fast.poincare._linear import (
+    fully_connected,
+    fully_connected_vjp,
+    mlr,
+    mlr_vjp,
 )
 
 __all__ = [
@@ -42,12 +47,15 @@ __all__ = [
     "expmap",
     "expmap_vjp",
     "fully_connected",
+    "fully_connected_vjp",
     "gyration",
     "gyration_vjp",
     "log0",
     "log0_vjp",
     "logmap",
     "logmap_vjp",
+    "mlr",
+    "mlr_vjp",
     "mobius_add",
     "mobius_add_vjp",
     "mobius_scalar_mul",

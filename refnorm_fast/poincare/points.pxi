@@ -15,7 +15,9 @@ cdef extern from "poincare.h":
         void (*column_squares_f32)(const float *, size_t, size_t, double *) nogil
         void (*column_squares_f64)(const double *, size_t, size_t, double *) nogil
         void (*linear_f32)(float *, size_t, size_t, const double *, const float *, const float *, const float *, double, double) nogil
+        void (*logits_f32)(float *, size_t, size_t, const double *, const float *, const float *, const float *) nogil
         void (*linear_f64)(double *, size_t, size_t, const double *, const double *, const double *, const double *, double, double) nogil
+        void (*logits_f64)(double *, size_t, size_t, const double *, const double *, const double *, const double *) nogil
     const rn_poincare_table *rn_poincare() nogil
 
 cdef enum Kind:
@@ -86,6 +88,25 @@ cdef np.ndarray _rows(np.ndarray x, size_t *rows, size_t *length, size_t *stride
     if 0 in (<object> x).strides:
         x = numpy.array(x, order="C")
     return _rows_contiguous(x, 1, rows, length, stride)
+
+
+cdef bint _outside(np.ndarray x, double curvature):
+    cdef size_t rows, length, stride
+    _rows_of(x, 1, &rows, &length, &stride)
+    return rows > 0 and bool(_gaps(x, rows, length, stride, curvature, numpy.empty(rows)))
+
+
+cdef int _gaps(np.ndarray x, size_t rows, size_t length, size_t stride, double curvature, np.ndarray gaps):
+    cdef void *a = np.PyArray_DATA(x)
+    cdef double *to = <double *> np.PyArray_DATA(gaps)
+    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    cdef int outside
+    with nogil:
+        if single:
+            outside = rn_poincare().gaps_f32(<const float *> a, stride, to, rows, length, curvature)
+        else:
+            outside = rn_poincare().gaps_f64(<const double *> a, stride, to, rows, length, curvature)
+    return outside
 
 
 cdef _check_scalars(out, np.ndarray a, shape, axis):
