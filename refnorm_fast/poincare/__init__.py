@@ -11,8 +11,10 @@ from refnorm_fast.poincare._core import (
     mobius_add,
     project_ball,
 )
+from refnorm_fast.poincare._image import conv2d
 
 __all__ = [
+    "conv2d",
     "dist",
     "dist_sq",
     "exp0",

@@ -1,0 +1,330 @@
+"""The Poincaré layers on images against the reference: every level, window, layout and corner of the ball."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import refnorm.poincare as reference
+import refnorm_fast.poincare as fast
+from refnorm.conformance import format_table, run
+from refnorm.poincare._numerics import gap
+from tests.fast import support
+
+AnyArray = np.ndarray[Any, np.dtype[Any]]
+
+
+@pytest.fixture(params=support.ISAS)
+def isa(request: pytest.FixtureRequest) -> Any:
+    with support.using_isa(request.param):
+        yield request.param
+
+
+def pixels(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    dtype: Any,
+    curvature: float,
+    reach: float = 0.9,
+    edge: bool = False,
+) -> AnyArray:
+    """Images of points; with ``edge``, some of them within a few units in the last place of the boundary."""
+    u = float(np.finfo(dtype).epsneg)
+    direction = np.moveaxis(rng.standard_normal(shape), 1, -1)
+    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+    radius = reach * rng.uniform(0, 1, (*direction.shape[:-1], 1))
+    if edge:
+        rare = rng.uniform(0, 1, radius.shape) < 0.2
+        radius = np.where(rare, rng.choice([1 - u, 1 - 4 * u, 1 - 1000 * u, 1e-20, 0.0], radius.shape), radius)
+    x = (direction * radius / np.sqrt(curvature)).astype(dtype)
+    while (outside := gap(x.astype(float), curvature) <= 0).any():
+        x = np.where(outside, x * dtype(1 - np.finfo(dtype).eps), x)
+    return np.ascontiguousarray(np.moveaxis(x, -1, 1))
+
+
+def layer(
+    rng: np.random.Generator, entries: int, outputs: int, dtype: Any, curvature: float, scale: float = 0.6
+) -> tuple[AnyArray, AnyArray]:
+    weight = scale * rng.standard_normal((entries, outputs)) / np.sqrt(entries)
+    return weight.astype(dtype), (0.2 * rng.standard_normal(outputs) / np.sqrt(curvature)).astype(dtype)
+
+
+def agree(actual: AnyArray, expected: AnyArray, ulp: float) -> None:
+    """Within some units in the last place of the largest entry."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    largest = np.abs(expected).max(initial=0)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=ulp * np.finfo(actual.dtype).eps * largest)
+
+
+def widened(function: Any, *args: Any, **options: Any) -> Any:
+    """The reference in float64 on arguments of any dtype."""
+    return function(*(a.astype(float) if isinstance(a, np.ndarray) else a for a in args), **options)
+
+
+WINDOWS: dict[str, dict[str, Any]] = {
+    "3x3": {"kernel": 3, "padding": 1},
+    "stride 2": {"kernel": 3, "stride": 2, "padding": 1},
+    "1x1, stride 2": {"kernel": 1, "stride": 2},
+    "uneven": {"kernel": (2, 3), "stride": (1, 2), "padding": (0, 1)},
+    "stride beyond the window": {"kernel": 2, "stride": (3, 4)},
+    "wide margin": {"kernel": (1, 2), "stride": (2, 1), "padding": (3, 4)},
+}
+
+
+def entries_of(options: dict[str, Any], channels: int) -> int:
+    kernel = options["kernel"]
+    rows, columns = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    return channels * rows * columns
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_conv2d_windows(window: str, dtype: Any) -> None:
+    options = WINDOWS[window]
+    rng = np.random.default_rng(1)
+    for shape, outputs, curvature in (((2, 3, 9, 7), 5, 1.0), ((3, 10, 4, 21), 13, 0.1), ((1, 1, 17, 5), 26, 7.0)):
+        x = pixels(rng, shape, dtype, curvature)
+        weight, bias = layer(rng, entries_of(options, shape[1]), outputs, dtype, curvature)
+        y = fast.conv2d(x, weight, bias, curvature, **options)
+        agree(y, reference.conv2d(x, weight, bias, curvature, **options), 8)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_conv2d_every_tail_of_pixels_and_outputs(dtype: Any) -> None:
+    rng = np.random.default_rng(2)
+    weight, bias = layer(rng, 30, 40, dtype, 1.0)
+    for width in range(1, 67):
+        outputs = 1 + width % 40
+        x = pixels(rng, (1, 10, 1, width), dtype, 1.0)
+        arguments = x, weight[:, :outputs], bias[:outputs], 1.0
+        options: dict[str, Any] = {"kernel": (1, 3), "padding": (0, 1)}
+        agree(fast.conv2d(*arguments, **options), reference.conv2d(*arguments, **options), 8)
+
+
+@pytest.mark.usefixtures("isa")
+@given(
+    channels=st.integers(1, 12),
+    outputs=st.integers(1, 14),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dtype=st.sampled_from(support.DTYPES),
+    curvature=st.sampled_from([1.0, 0.1, 7.0, 1e-9, 1e12]),
+    project=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_conv2d_up_to_the_boundary(
+    channels: int,
+    outputs: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dtype: Any,
+    curvature: float,
+    project: bool,
+    seed: int,
+) -> None:
+    if any(s + 2 * p < k for s, p, k in zip(size, padding, kernel, strict=True)):
+        return
+    rng = np.random.default_rng(seed)
+    entries = channels * kernel[0] * kernel[1]
+    x = pixels(rng, (2, channels, *size), dtype, curvature, edge=True)
+    weight, bias = layer(rng, entries, outputs, dtype, curvature, scale=0.4)
+    options: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding}
+    y = fast.conv2d(x, weight, bias, curvature, project=project, **options)
+    assert (gap(np.moveaxis(y, 1, -1).astype(float), curvature) > 0).all()
+    expected = reference.conv2d(x, weight, bias, curvature, project=project, **options)
+    # Near the boundary a patch has s = 18 (6, projected): sinh(2s) and the sinh of logits turn the relative error of
+    # their exponents into 2s times as much, the reference's and the kernel's.
+    agree(y, expected, 100 if project else 400)
+
+
+@pytest.mark.usefixtures("isa")
+def test_golden_values_on_every_level() -> None:
+    functions = {f"poincare.{name}": getattr(fast, name) for name in fast.__all__}
+    for method in ("poincare/conv2d",):
+        outcomes = run(functions, methods=[method])
+        assert all(outcome.passed for outcome in outcomes), "\n" + format_table(outcomes)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_conv2d_with_logits_of_any_size(dtype: Any) -> None:
+    rng = np.random.default_rng(3)
+    x = pixels(rng, (2, 5, 6, 6), dtype, 1.0)
+    for size in (1e-30, 1e-6, 1.0, 30.0, 1e4, 1e9, 1e14):
+        weight = (size * rng.standard_normal((45, 7))).astype(dtype)
+        arguments = x, weight, np.zeros(7, dtype), 1.0
+        y = fast.conv2d(*arguments, kernel=3, padding=1)
+        assert np.isfinite(y).all()
+        # Large logits turn rounding errors into relative ones of sinh.
+        expected = reference.conv2d(*arguments, kernel=3, padding=1)
+        if size <= 30:
+            agree(y, expected, 20 * max(1.0, size))
+        free = fast.conv2d(*arguments, kernel=3, padding=1, project=False)
+        assert (gap(np.moveaxis(free, 1, -1).astype(float), 1.0) > 0).all()
+
+
+@pytest.mark.usefixtures("isa")
+def test_conv2d_with_zero_columns_and_large_biases() -> None:
+    rng = np.random.default_rng(4)
+    for dtype in support.DTYPES:
+        x = pixels(rng, (1, 4, 5, 5), dtype, 1.0)
+        weight = np.zeros((36, 6), dtype)
+        weight[:, 1] = 1
+        for size in (3.0, 100.0, 240.0):
+            arguments = x, weight, np.full(6, size, dtype), 1.0
+            agree(fast.conv2d(*arguments, kernel=3), reference.conv2d(*arguments, kernel=3), 400)
+
+
+@pytest.mark.usefixtures("isa")
+def test_nan_reaches_the_windows_that_hold_it() -> None:
+    rng = np.random.default_rng(5)
+    for dtype in support.DTYPES:
+        x = pixels(rng, (2, 4, 12, 40), dtype, 1.0)
+        weight, bias = layer(rng, 36, 14, dtype, 1.0)
+        expected = reference.conv2d(x, weight, bias, 1.0, kernel=3, padding=1)
+        x[1, 2, 5, 17] = np.nan
+        y = fast.conv2d(x, weight, bias, 1.0, kernel=3, padding=1)
+        reached = np.zeros(y.shape, bool)
+        reached[1, :, 4:7, 16:19] = True
+        np.testing.assert_array_equal(np.isnan(y), reached)
+        agree(np.where(reached, 0, y).astype(dtype), np.where(reached, 0, expected).astype(dtype), 8)
+
+
+def test_conv2d_layouts() -> None:
+    rng = np.random.default_rng(6)
+    x = pixels(rng, (3, 4, 6, 5), np.float32, 1.0)
+    weight, bias = layer(rng, 36, 7, np.float32, 1.0)
+    for label, a in support.layouts(x).items():
+        expected = fast.conv2d(a.copy(), weight, bias, 1.0, kernel=3)
+        np.testing.assert_array_equal(fast.conv2d(a, weight, bias, 1.0, kernel=3), expected, err_msg=label)
+    last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+    expected = fast.conv2d(x, weight, bias, 1.0, kernel=3)
+    np.testing.assert_array_equal(fast.conv2d(last, weight, bias, 1.0, kernel=3), expected)
+    for label, w in support.layouts(weight).items():
+        expected = fast.conv2d(x, w.copy(), bias, 1.0, kernel=3)
+        np.testing.assert_array_equal(fast.conv2d(x, w, bias, 1.0, kernel=3), expected, err_msg=label)
+
+
+def test_conv2d_out() -> None:
+    rng = np.random.default_rng(7)
+    for dtype in support.DTYPES:
+        weight, bias = layer(rng, 27, 3, dtype, 1.0)
+        x = pixels(rng, (2, 3, 5, 4), dtype, 4.0)
+
+        def function(a: AnyArray, weight: AnyArray = weight, bias: AnyArray = bias, **options: Any) -> AnyArray:
+            return fast.conv2d(a, weight, bias, 1.0, kernel=3, padding=1, check=False, **options)
+
+        support.check_out(function, x)
+        support.check_out_errors(function, x)
+
+
+X = np.full((2, 3, 4, 4), 0.1)
+W, B = np.full((27, 2), 0.1), np.zeros(2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda room: room.conv2d(X[0], W, B, 1.0, kernel=3),
+        lambda room: room.conv2d(X.astype(int), W, B, 1.0, kernel=3),
+        lambda room: room.conv2d(X, W.astype("f4"), B, 1.0, kernel=3),
+        lambda room: room.conv2d(X, W, B.astype("f4"), 1.0, kernel=3),
+        lambda room: room.conv2d(X, W[:-1], B, 1.0, kernel=3),
+        lambda room: room.conv2d(X, W, B[:-1], 1.0, kernel=3),
+        lambda room: room.conv2d(X, W[:, :0], B[:0], 1.0, kernel=3),
+        lambda room: room.conv2d(10 * X, W, B, 1.0, kernel=3),
+        lambda room: room.conv2d(X, W, B, 0.0, kernel=3),
+        lambda room: room.conv2d(X, W, B, np.ones(2), kernel=3),
+        lambda room: room.conv2d(X, W, np.full(2, 300.0), 1.0, kernel=3),
+        lambda room: room.conv2d(X, W, B, 1.0, kernel=3.0),
+        lambda room: room.conv2d(X, W, B, 1.0, kernel=0),
+        lambda room: room.conv2d(X, W, B, 1.0, kernel=(3, 3, 3)),
+        lambda room: room.conv2d(X, W, B, 1.0, kernel=3, stride=0),
+        lambda room: room.conv2d(X, W, B, 1.0, kernel=3, padding=-1),
+        lambda room: room.conv2d(X[:, :, :2], W, B, 1.0, kernel=3),
+    ],
+)
+def test_errors_are_those_of_the_reference(call: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as expected:
+        call(reference)
+    with pytest.raises(expected.type) as actual:
+        call(fast)
+    assert str(actual.value) == str(expected.value)
+
+
+def test_numpy_integers_and_extreme_curvatures() -> None:
+    rng = np.random.default_rng(8)
+    x = pixels(rng, (1, 3, 4, 4), np.float64, 1.0)
+    y = reference.conv2d(x, W, B, 1.0, kernel=3)
+    agree(fast.conv2d(x, W, B, np.float64(1.0), kernel=np.int64(3)), y, 8)  # type: ignore[arg-type]
+    for exponent in (-700, 700):
+        scale = 2.0 ** (-exponent // 2)
+        agree(fast.conv2d(scale * x, W, B, 2.0**exponent, kernel=3), scale * y, 8)
+    single = x.astype(np.float32), W.astype(np.float32), B.astype(np.float32)
+    expected = reference.conv2d(*single, 1.0, kernel=3)
+    for exponent in (-100, 100):
+        small = np.float32(2.0 ** (-exponent // 2))
+        agree(fast.conv2d(small * single[0], *single[1:], 2.0**exponent, kernel=3), small * expected, 8)
+
+
+def test_empty_batches() -> None:
+    for room in (reference, fast):
+        assert room.conv2d(X[:0], W, B, 1.0, kernel=3).shape == (0, 2, 2, 2)
+
+
+def test_result_does_not_depend_on_the_number_of_threads() -> None:
+    rng = np.random.default_rng(9)
+    for images, size in ((9, 17), (1, 70)):
+        x = pixels(rng, (images, 8, size, size), np.float32, 1.0)
+        weight, bias = layer(rng, 72, 20, np.float32, 1.0)
+        results = []
+        for count in (1, 2, 3):
+            with support.threads(count):
+                results.append(fast.conv2d(x, weight, bias, 1.0, kernel=3, padding=1))
+        for other in results[1:]:
+            np.testing.assert_array_equal(results[0], other)
+
+
+def test_eight_python_threads() -> None:
+    rng = np.random.default_rng(10)
+    x = pixels(rng, (6, 6, 9, 9), np.float32, 1.0)
+    weight, bias = layer(rng, 54, 10, np.float32, 1.0)
+    expected, wrong = fast.conv2d(x, weight, bias, 1.0, kernel=3), []
+
+    def work() -> None:
+        for _ in range(10):
+            if not np.array_equal(fast.conv2d(x, weight, bias, 1.0, kernel=3), expected):
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_after_fork() -> None:
+    rng = np.random.default_rng(11)
+    x = pixels(rng, (8, 8, 16, 16), np.float32, 1.0)
+    weight, bias = layer(rng, 72, 10, np.float32, 1.0)
+    expected = fast.conv2d(x, weight, bias, 1.0, kernel=3)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(fast.conv2d(x, weight, bias, 1.0, kernel=3), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
