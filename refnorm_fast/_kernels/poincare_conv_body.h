@@ -10,18 +10,6 @@
  *   3. the windows' sums of |v|^2, and from them the two factors of p_k;
  *   4. for two vectors of outputs at a time, the products in registers, then everything that follows them. */
 
-RN_INLINE vf64 N(load_pixels)(const T *from, size_t count) {
-    if (count >= VF64)
-#if SINGLE
-        return vf64_from_half(vf32h_load(from));
-#else
-        return vf64_load(from);
-#endif
-    vf64 lanes = {0};
-    for (size_t i = 0; i < count; i++) lanes[i] = (double)from[i];
-    return lanes;
-}
-
 #if LANES == VF64
 #define ANY(mask) vi64_any((vi64)(mask))
 #else
@@ -65,7 +53,6 @@ RN_INLINE void N(store_wide)(R *to, vf64 value) {
 typedef struct {
     size_t phases, plane; /* rows of the stride that the window meets, entries of a plane */
     R *planes, *line, *factor, *inner, *of_inner, *of_offset;
-    T *point;
     double *square, *across, *window, *radius;
 } N(tile);
 
@@ -74,7 +61,6 @@ static size_t N(carve)(N(tile) *tile, const rn_poincare_conv *call, size_t tile_
     tile->phases = call->rows < call->down ? call->rows : call->down;
     tile->plane = (tile_rows + (call->rows - 1) / call->down) * call->out_width + 3 * LANES;
     size_t used = 0, in_pixels = in_rows * call->width, pixels = tile_rows * call->out_width;
-    size_t longest = call->channels > call->outputs ? call->channels : call->outputs;
 #define CARVE(name, count)                                  \
     tile->name = (void *)(base + used);                     \
     used += ((count) * sizeof *tile->name + 63) & ~(size_t)63
@@ -85,7 +71,6 @@ static size_t N(carve)(N(tile) *tile, const rn_poincare_conv *call, size_t tile_
     CARVE(of_inner, pixels + 2 * LANES);
     CARVE(of_offset, pixels + 2 * LANES);
     CARVE(window, pixels + VF64);
-    CARVE(point, longest);
     CARVE(square, in_pixels + VF64);
     CARVE(across, in_rows * call->out_width);
     CARVE(radius, 2 * LANES);
@@ -93,54 +78,12 @@ static size_t N(carve)(N(tile) *tile, const rn_poincare_conv *call, size_t tile_
     return used;
 }
 
-/* 1 - c |x|^2 of one pixel by the row kernels' exact sums. */
-static double N(exact_gap)(const rn_poincare_conv *call, const T *pixel, T *point) {
-    double gap;
-    for (size_t k = 0; k < call->channels; k++) point[k] = pixel[k * call->height * call->width];
-#if SINGLE
-    rn_poincare()->gaps_f32(point, call->channels, &gap, 1, call->channels, call->curvature);
-#else
-    rn_poincare()->gaps_f64(point, call->channels, &gap, 1, call->channels, call->curvature);
-#endif
-    return gap;
-}
-
-/* |x|^2 and 1 - c|x|^2 of VF64 pixels (or of the first `count`). */
-RN_INLINE vf64 N(gap_lanes)(const rn_poincare_conv *call, const T *x, size_t count, T *point, vf64 *square) {
-    size_t stride = call->height * call->width;
-    vf64 high = {0}, gap;
-#if SINGLE
-    for (size_t k = 0; k < call->channels; k++) {
-        vf64 a = N(load_pixels)(x + k * stride, count);
-        high = vf64_fma(a, a, high);
-    }
-    gap = 1.0 - call->curvature * high;
-    vi64 near = (vi64)(gap <= (double)(call->channels + 8) * 0x1p-20);
-#else
-    vf64 low = {0}, error, more;
-    for (size_t k = 0; k < call->channels; k++) {
-        vf64 a = N(load_pixels)(x + k * stride, count), product = product_lanes(a, a, &error);
-        high = sum_lanes(high, product, &more);
-        low += error + more;
-    }
-    vf64 scaled = product_lanes(high, vf64_set(call->curvature), &error);
-    gap = sum_lanes(vf64_set(1.0), -scaled, &more);
-    gap += more - (error + call->curvature * low);
-    vi64 near = (vi64)(gap < (double)(call->channels + 4) * EXACT_GAP);
-#endif
-    *square = high;
-    if (vi64_any(near))
-        for (size_t i = 0; i < VF64 && i < count; i++)
-            if (near[i]) gap[i] = N(exact_gap)(call, x + i, point);
-    return gap;
-}
-
 /* Step 1, for `count` pixels of an image from `x` on; returns whether one lies outside the ball. */
 static int N(log_factors)(const rn_poincare_conv *call, const T *x, size_t count, N(tile) *tile) {
     double root = sqrt(call->curvature);
     int outside = 0;
     for (size_t p = 0; p < count; p += VF64) {
-        vf64 square, gap = N(gap_lanes)(call, x + p, count - p, tile->point, &square);
+        vf64 square, gap = PIXELS(gap_lanes)(x + p, call->channels, call->height * call->width, call->curvature, count - p, &square);
         outside |= vi64_any((vi64)(gap <= 0.0));
         vf64 s = vf64_sqrt(call->curvature * square), reach = vf64_arsinh(s / vf64_sqrt(gap));
         vf64 factor = vf64_select((vi64)(s == 0.0), vf64_set(1.0), reach / s) * (call->share * root);
@@ -156,7 +99,7 @@ RN_INLINE void N(scale_line)(const T *x, const R *factor, size_t width, R *line)
     size_t j = 0;
     for (; j + LANES <= width; j += LANES)
 #if LANES == VF64
-        VEC(store)(line + j, N(load_pixels)(x + j, LANES) * VEC(load)(factor + j));
+        VEC(store)(line + j, PIXELS(load_pixels)(x + j, LANES) * VEC(load)(factor + j));
 #else
         VEC(store)(line + j, VEC(load)(x + j) * VEC(load)(factor + j));
 #endif
@@ -342,20 +285,6 @@ static void N(finish)(const rn_poincare_conv *call, R *inner, const R *slope, co
     for (size_t o = 0; o < outputs; o++, to += area) N(store_points)(to, count, VEC(load)(inner + o * 2 * LANES) * scale);
 }
 
-/* Rounds the points of a block whose radius is near the ball's towards the interior. */
-static void N(inward)(const rn_poincare_conv *call, T *to, size_t area, size_t count, const double *radius, T *point) {
-    for (size_t i = 0; i < count; i++) {
-        if (!(radius[i] >= (SINGLE ? 1 - 1e-5 : 1 - 1e-10))) continue;
-        for (size_t o = 0; o < call->outputs; o++) point[o] = to[o * area + i];
-#if SINGLE
-        rn_poincare()->unary_f32(RN_PROJECT, point, call->outputs, point, 1, call->outputs, call->curvature, -1.0);
-#else
-        rn_poincare()->unary_f64(RN_PROJECT, point, call->outputs, point, 1, call->outputs, call->curvature, -1.0);
-#endif
-        for (size_t o = 0; o < call->outputs; o++) to[o * area + i] = point[o];
-    }
-}
-
 /* All four steps for `rows` output rows from `row` on. */
 static int N(conv_tile)(const rn_poincare_conv *call, const T *image, const R *weight, const R *slope, const R *offset,
                         const R *power, const size_t *places, size_t row, size_t rows, T *out, N(tile) *tile) {
@@ -380,7 +309,8 @@ static int N(conv_tile)(const rn_poincare_conv *call, const T *image, const R *w
         for (size_t v = 0; v < 2 * LANES && v < count; v += LANES)
             N(finish)(call, tile->inner + v, slope, offset, power, tile->of_inner + q + v, tile->of_offset + q + v, target + v,
                       area, count - v, tile->radius + v);
-        N(inward)(call, target, area, count < 2 * LANES ? count : 2 * LANES, tile->radius, tile->point);
+        for (size_t i = 0; i < 2 * LANES && i < count; i++)
+            if (tile->radius[i] >= (SINGLE ? 1 - 1e-5 : 1 - 1e-10)) PIXELS(inward)(target + i, call->outputs, area, call->curvature);
     }
     return outside;
 }
@@ -430,6 +360,7 @@ static int N(conv2d)(const rn_poincare_conv *call, const T *x, const R *weight, 
 #undef T
 #undef R
 #undef N
+#undef PIXELS
 #undef VEC
 #undef V
 #undef LANES

@@ -1,4 +1,5 @@
-/* Poincaré layers on images: see poincare_image.h for the layout, poincare_conv_body.h for the convolution. */
+/* Poincaré layers on images: see poincare_image.h for the layout, poincare_pixels_body.h for what works pixel by pixel, and
+ * poincare_conv_body.h for the convolution. */
 #include "poincare_image.h"
 
 #include <math.h>
@@ -40,6 +41,8 @@ RN_INLINE vf64 sum_lanes(vf64 a, vf64 b, vf64 *error) {
 
 /* As in the reference: below this gap, times length + 4, a doubled-precision sum has lost good bits. */
 #define EXACT_GAP 0x1p-48
+/* tanh is 1 and sech^2 is 0 in float64 from here on. */
+#define SATURATED 400.0
 /* Outputs whose sums are in registers at once, for two vectors of pixels. */
 #if defined(__AVX512F__) || REFNORM_VECTOR_BYTES == 64 || defined(__aarch64__)
 #define OUTPUTS_AT_ONCE 12
@@ -50,6 +53,13 @@ RN_INLINE vf64 sum_lanes(vf64 a, vf64 b, vf64 *error) {
 #define CHAIN 96
 /* Bytes of unfolded input that a thread works on: most of a second-level cache is left to the weight. */
 #define TILE_BYTES ((size_t)192 << 10)
+
+/* Pixels whose sums are added up before they meet other blocks': the order of additions is then the same for any number of
+ * threads. */
+#define BLOCK_PIXELS 512
+
+/* Scratch up to this size stays with its thread. */
+#define KEPT_BYTES ((size_t)1 << 20)
 
 /* Where projected patches begin: their length, and sinh and cosh of twice that, from the margin without its rounded 1 - m. */
 typedef struct {
@@ -75,8 +85,25 @@ RN_INLINE void stretch_lanes(vf64 square, longest_patch longest, vf64 *of_inner,
 }
 
 #define T float
+#define N(name) name##_f32
+#define SINGLE 1
+#include "poincare_pixels_body.h"
+#undef T
+#undef N
+#undef SINGLE
+
+#define T double
+#define N(name) name##_f64
+#define SINGLE 0
+#include "poincare_pixels_body.h"
+#undef T
+#undef N
+#undef SINGLE
+
+#define T float
 #define R float
 #define N(name) name##_f32
+#define PIXELS(name) name##_f32
 #define VEC(name) vf32_##name
 #define V vf32
 #define LANES VF32
@@ -87,6 +114,7 @@ RN_INLINE void stretch_lanes(vf64 square, longest_patch longest, vf64 *of_inner,
 #define T float
 #define R double
 #define N(name) name##_wide
+#define PIXELS(name) name##_f32
 #define VEC(name) vf64_##name
 #define V vf64
 #define LANES VF64
@@ -97,6 +125,7 @@ RN_INLINE void stretch_lanes(vf64 square, longest_patch longest, vf64 *of_inner,
 #define T double
 #define R double
 #define N(name) name##_f64
+#define PIXELS(name) name##_f64
 #define VEC(name) vf64_##name
 #define V vf64
 #define LANES VF64
@@ -104,4 +133,14 @@ RN_INLINE void stretch_lanes(vf64 square, longest_patch longest, vf64 *of_inner,
 #define SINGLE 0
 #include "poincare_conv_body.h"
 
-RN_TABLE(poincare_image) = {.conv2d_f32 = conv2d_f32, .conv2d_wide = conv2d_wide, .conv2d_f64 = conv2d_f64};
+RN_TABLE(poincare_image) = {
+    .conv2d_f32 = conv2d_f32,
+    .conv2d_wide = conv2d_wide,
+    .conv2d_f64 = conv2d_f64,
+    .midpoint_f32 = midpoint_f32,
+    .midpoint_f64 = midpoint_f64,
+    .normalize_f32 = normalize_f32,
+    .normalize_f64 = normalize_f64,
+    .avg_pool2d_f32 = avg_pool2d_f32,
+    .avg_pool2d_f64 = avg_pool2d_f64,
+};

@@ -26,7 +26,37 @@ typedef struct {
     int (*conv2d_##suffix)(const rn_poincare_conv *call, const T *x, const R *weight, const R *slope, const R *offset,  \
                            const R *power, T *out);
 
+/* Points as pixels: x is (images, channels, area). */
 typedef struct {
+    size_t images, channels, area;
+    double curvature;
+} rn_poincare_pixels;
+
+/* The midpoint of a set of points, its gap, and what the derivation of it needs. */
+typedef struct {
+    double *middle; /* channels entries, given by the caller */
+    double gap;
+    double variance; /* mean squared distance to the midpoint */
+} rn_poincare_midpoint;
+
+/* A batch normalization: from `middle` to `centre`, distances times `scale`. */
+typedef struct {
+    const double *middle, *centre; /* channels entries each */
+    double middle_gap, centre_gap, scale, margin;
+} rn_poincare_normalization;
+
+#define RN_POINCARE_PIXELS(T, suffix)                                                                                   \
+    /* Midpoint of all pixels of all images, with weights (images, area) or NULL: 1 each. With `variance` its mean squared \
+     * distance, for equal weights. */                                                                                  \
+    int (*midpoint_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,              \
+                             rn_poincare_midpoint *result);                                                             \
+    int (*normalize_##suffix)(const rn_poincare_pixels *pixels, const T *x, const rn_poincare_normalization *to, T *y); \
+    /* Windows of the call; its outputs, padding and share are not used. */                                             \
+    int (*avg_pool2d_##suffix)(const rn_poincare_conv *call, const T *x, T *y);
+
+typedef struct {
+    RN_POINCARE_PIXELS(float, f32)
+    RN_POINCARE_PIXELS(double, f64)
     RN_POINCARE_CONV(float, float, f32)
     RN_POINCARE_CONV(float, double, wide)
     RN_POINCARE_CONV(double, double, f64)

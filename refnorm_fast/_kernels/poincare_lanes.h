@@ -1,4 +1,4 @@
-/* Hyperbolic functions lane by lane, of arguments >= 0: sinh and its inverse, within about 2 units in the last place. */
+/* Hyperbolic functions lane by lane, of arguments >= 0: sinh, its inverse and tanh, within about 2 units in the last place. */
 #ifndef REFNORM_POINCARE_LANES_H
 #define REFNORM_POINCARE_LANES_H
 
@@ -74,6 +74,13 @@ RN_INLINE vf64 vf64_short_sinh(vf64 t) {
     odd = vf64_fma(odd, z, vf64_set(1.0 / 120));
     odd = vf64_fma(odd, z, vf64_set(1.0 / 6));
     return vf64_fma(t * z, odd, t);
+}
+
+/* tanh(t), and *decay = e^-2t: from sinh(2t)/(1 + cosh(2t)) where t is small. */
+RN_INLINE vf64 vf64_tanh(vf64 t, vf64 *decay) {
+    vf64 d = vf64_exp(-2.0 * t), below = 1.0 + d;
+    *decay = d;
+    return vf64_select((vi64)(t < 0.5), 2.0 * d * vf64_short_sinh(2.0 * t) / (below * below), (1.0 - d) / below);
 }
 
 /* sinh(t) e^-shift with one = e^-shift, one_square = e^-2shift; t - shift at most SINH_REACH. What is below e^-80 (e^-600)

@@ -11,9 +11,10 @@ from refnorm_fast.poincare._core import (
     mobius_add,
     project_ball,
 )
-from refnorm_fast.poincare._image import conv2d
+from refnorm_fast.poincare._image import avg_pool2d, conv2d, midpoint, midpoint_batch_norm, midpoint_statistics
 
 __all__ = [
+    "avg_pool2d",
     "conv2d",
     "dist",
     "dist_sq",
@@ -22,6 +23,9 @@ __all__ = [
     "fully_connected",
     "log0",
     "logmap",
+    "midpoint",
+    "midpoint_batch_norm",
+    "midpoint_statistics",
     "mobius_add",
     "project_ball",
 ]

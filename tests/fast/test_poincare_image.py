@@ -55,11 +55,11 @@ def layer(
     return weight.astype(dtype), (0.2 * rng.standard_normal(outputs) / np.sqrt(curvature)).astype(dtype)
 
 
-def agree(actual: AnyArray, expected: AnyArray, ulp: float) -> None:
-    """Within some units in the last place of the largest entry."""
+def agree(actual: AnyArray, expected: AnyArray, ulp: float, size: float = 0.0) -> None:
+    """Within some units in the last place of the largest entry, or of ``size`` if that is larger."""
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
-    largest = np.abs(expected).max(initial=0)
+    largest = max(size, float(np.abs(expected).max(initial=0)))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=ulp * np.finfo(actual.dtype).eps * largest)
 
 
@@ -79,7 +79,7 @@ WINDOWS: dict[str, dict[str, Any]] = {
 
 
 def entries_of(options: dict[str, Any], channels: int) -> int:
-    kernel = options["kernel"]
+    kernel: int | tuple[int, int] = options["kernel"]
     rows, columns = kernel if isinstance(kernel, tuple) else (kernel, kernel)
     return channels * rows * columns
 
@@ -153,7 +153,7 @@ def test_conv2d_up_to_the_boundary(
 @pytest.mark.usefixtures("isa")
 def test_golden_values_on_every_level() -> None:
     functions = {f"poincare.{name}": getattr(fast, name) for name in fast.__all__}
-    for method in ("poincare/conv2d",):
+    for method in ("poincare/conv2d", "poincare/midpoint", "poincare/batch_norm", "poincare/residual"):
         outcomes = run(functions, methods=[method])
         assert all(outcome.passed for outcome in outcomes), "\n" + format_table(outcomes)
 
@@ -203,6 +203,179 @@ def test_nan_reaches_the_windows_that_hold_it() -> None:
         agree(np.where(reached, 0, y).astype(dtype), np.where(reached, 0, expected).astype(dtype), 8)
 
 
+def batch_of(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, curvature: float, edge: bool = False
+) -> tuple[AnyArray, ...]:
+    """Points, bias, gain, and a mean and variance for inference."""
+    x = pixels(rng, (*shape, 1)[:4] if len(shape) == 3 else shape, dtype, curvature, edge=edge)
+    bias = rng.choice([0, 0.1, 0.3]) * rng.standard_normal(shape[1]) / np.sqrt(shape[1] * curvature)
+    gain = np.array(rng.choice([0.2, 1.0, 3.0]) / curvature, dtype)
+    mean, var = pixels(rng, (1, shape[1]), dtype, curvature)[0], np.array(0.7 / curvature, dtype)
+    return x, bias.astype(dtype), gain, mean, var
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_batch_norm_every_tail(dtype: Any) -> None:
+    rng = np.random.default_rng(20)
+    shapes = [(n, 1 + n % 9) for n in range(1, 131)] + [(2, 3, 1, 7), (3, 17, 5, 8), (1, 2, 40, 40), (2, 1, 513, 1)]
+    for shape in shapes:
+        x, bias, gain, mean, var = batch_of(rng, shape, dtype, 0.7)
+        for statistics in ((), (mean, var)):
+            y = fast.midpoint_batch_norm(x, bias, gain, 0.7, *statistics)
+            agree(y, reference.midpoint_batch_norm(x, bias, gain, 0.7, *statistics), 60)
+        actual, expected = fast.midpoint_statistics(x, 0.7), reference.midpoint_statistics(x, 0.7)
+        agree(actual[0], expected[0], 20, np.abs(x).max())
+        agree(actual[1], expected[1], 20)
+
+
+@pytest.mark.usefixtures("isa")
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 4), st.integers(1, 5)),
+    dtype=st.sampled_from(support.DTYPES),
+    curvature=st.sampled_from([1.0, 0.1, 1e-9, 1e12]),
+    edge=st.booleans(),
+    project=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_batch_norm_up_to_the_boundary(
+    shape: tuple[int, int, int, int], dtype: Any, curvature: float, edge: bool, project: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x, bias, gain, mean, var = batch_of(rng, shape, dtype, curvature, edge)
+    y = fast.midpoint_batch_norm(x, bias, gain, curvature, mean, var, project=project)
+    assert (gap(np.moveaxis(y, 1, -1).astype(float), curvature) > 0).all()
+    agree(y, reference.midpoint_batch_norm(x, bias, gain, curvature, mean, var, project=project), 100)
+    # A midpoint at the boundary has a gap, and so a variance, that its rounded coordinates no longer tell: two
+    # orders of one sum differ by 1e-8 there.
+    ulp = 1e9 if edge and dtype == np.float64 else 100
+    y = fast.midpoint_batch_norm(x, bias, gain, curvature, project=project)
+    agree(y, reference.midpoint_batch_norm(x, bias, gain, curvature, project=project), ulp)
+    for actual, expected in zip(
+        fast.midpoint_statistics(x, curvature), reference.midpoint_statistics(x, curvature), strict=True
+    ):
+        agree(actual, expected, ulp, np.abs(x).max() if actual.ndim else 0)
+
+
+@pytest.mark.usefixtures("isa")
+@given(
+    shape=st.tuples(st.integers(0, 2), st.integers(1, 20), st.integers(1, 9)),
+    dtype=st.sampled_from(support.DTYPES),
+    curvature=st.sampled_from([1.0, 0.1, 1e-9, 1e12]),
+    weighted=st.booleans(),
+    edge=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_midpoint(
+    shape: tuple[int, int, int], dtype: Any, curvature: float, weighted: bool, edge: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = np.moveaxis(pixels(rng, (shape[0], shape[2], shape[1]), dtype, curvature, edge=edge), 1, -1)
+    weights = rng.standard_normal(shape[:2]).astype(dtype) if weighted else None
+    if weights is not None:
+        weights[:, 1:3] = 0
+    actual, expected = fast.midpoint(x, curvature, weights), reference.midpoint(x, curvature, weights)
+    agree(actual, expected, 40, np.abs(x).max(initial=0))
+    if len(x):
+        one = None if weights is None else weights[0]
+        np.testing.assert_array_equal(fast.midpoint(x[0], curvature, one), actual[0])
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_equal_points_and_clusters(dtype: Any) -> None:
+    rng = np.random.default_rng(21)
+    one = pixels(rng, (1, 5), dtype, 1.0)
+    x = np.repeat(one, 40, axis=0)
+    bias, gain = np.full(5, 0.1, dtype), np.array(1.0, dtype)
+    agree(fast.midpoint(x, 1.0), one[0], 4)
+    agree(fast.midpoint_batch_norm(x, bias, gain, 1.0), reference.midpoint_batch_norm(x, bias, gain, 1.0), 1e4)
+    cluster = (x + 1e-5 * rng.standard_normal(x.shape)).astype(dtype)
+    y = fast.midpoint_batch_norm(cluster, bias, gain, 1.0, eps=1e-12)
+    agree(y, reference.midpoint_batch_norm(cluster, bias, gain, 1.0, eps=1e-12), 1e6 if dtype == np.float64 else 60)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_batch_norm_with_a_bias_near_the_boundary(dtype: Any) -> None:
+    rng = np.random.default_rng(22)
+    x, _, gain, mean, var = batch_of(rng, (3, 4, 5, 5), dtype, 1.0)
+    bias = np.full(4, 1.5, dtype)
+    y = fast.midpoint_batch_norm(x, bias, gain, 1.0, mean, var)
+    agree(y, reference.midpoint_batch_norm(x, bias, gain, 1.0, mean, var), 200)
+
+
+@pytest.mark.usefixtures("isa")
+def test_nan_makes_a_training_batch_nan_and_one_pixel_in_inference() -> None:
+    for dtype in support.DTYPES:
+        x, bias, gain, mean, var = batch_of(np.random.default_rng(23), (2, 4, 6, 7), dtype, 1.0)
+        x[1, 2, 3, 4] = np.nan
+        assert np.isnan(fast.midpoint_batch_norm(x, bias, gain, 1.0)).all()
+        assert all(np.isnan(part).all() for part in fast.midpoint_statistics(x, 1.0))
+        y = fast.midpoint_batch_norm(x, bias, gain, 1.0, mean, var)
+        assert np.isnan(y[1, :, 3, 4]).all()
+        assert np.isnan(y).sum() == 4
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("project", [True, False])
+def test_avg_pool2d(dtype: Any, project: bool) -> None:
+    rng = np.random.default_rng(24)
+    for shape in ((2, 3, 4, 4), (1, 1, 7, 13), (3, 9, 8, 8), (0, 2, 3, 3)):
+        for size, stride in ((2, None), ((3, 2), (2, 1)), (shape[2:], None), (1, 3)):
+            x = pixels(rng, shape, dtype, 0.3, edge=True)
+            options: dict[str, Any] = {"size": size, "stride": stride, "project": project}
+            y = fast.avg_pool2d(x, 0.3, **options)
+            agree(y, reference.avg_pool2d(x, 0.3, **options), 30)
+            assert (gap(np.moveaxis(y, 1, -1).astype(float), 0.3) > 0).all()
+
+
+def test_layouts_of_points() -> None:
+    rng = np.random.default_rng(25)
+    x, bias, gain, mean, var = batch_of(rng, (3, 4, 5, 6), np.float32, 1.0)
+    for label, a in support.layouts(x).items():
+        for statistics in ((), (mean, var)):
+            expected = fast.midpoint_batch_norm(a.copy(), bias, gain, 1.0, *statistics)
+            actual = fast.midpoint_batch_norm(a, bias[::-1][::-1], gain, 1.0, *statistics)
+            np.testing.assert_array_equal(actual, expected, err_msg=label)
+        expected = fast.avg_pool2d(a.copy(), 1.0, size=2)
+        np.testing.assert_array_equal(fast.avg_pool2d(a, 1.0, size=2), expected, err_msg=label)
+        points = np.moveaxis(a, 1, -1)
+        weights = a[:, 0]
+        expected = fast.midpoint(points.copy(), 1.0, weights.copy())
+        np.testing.assert_array_equal(fast.midpoint(points, 1.0, weights), expected, err_msg=label)
+
+
+def test_out_of_points() -> None:
+    for dtype in support.DTYPES:
+        rng = np.random.default_rng(26)
+        for shape in ((2, 3, 4, 5), (7, 3)):
+            x, bias, gain, mean, var = batch_of(rng, shape, dtype, 1.0)
+            for statistics in ((), (mean, var)):
+
+                def function(
+                    a: AnyArray,
+                    bias: AnyArray = bias,
+                    gain: AnyArray = gain,
+                    statistics: tuple[AnyArray, ...] = statistics,
+                    **options: Any,
+                ) -> AnyArray:
+                    return fast.midpoint_batch_norm(a, bias, gain, 1.0, *statistics, **options)
+
+                support.check_out(function, x)
+                support.check_out_errors(function, x)
+        x = pixels(rng, (2, 3, 4, 5), dtype, 1.0)
+        support.check_out(lambda a, **options: fast.avg_pool2d(a, 1.0, size=1, **options), x)
+        support.check_out_errors(lambda a, **options: fast.avg_pool2d(a, 1.0, size=1, **options), x)
+        points = np.moveaxis(x, 1, -1)
+        for out in (np.empty((2, 4, 3), dtype), np.empty((3, 4, 2), dtype).T):
+            assert fast.midpoint(points, 1.0, out=out) is out
+            np.testing.assert_array_equal(out, fast.midpoint(points, 1.0))
+        with pytest.raises(ValueError, match="out: expected shape"):
+            fast.midpoint(points, 1.0, out=np.empty((2, 4, 4), dtype))
+
+
 def test_conv2d_layouts() -> None:
     rng = np.random.default_rng(6)
     x = pixels(rng, (3, 4, 6, 5), np.float32, 1.0)
@@ -232,6 +405,7 @@ def test_conv2d_out() -> None:
 
 
 X = np.full((2, 3, 4, 4), 0.1)
+V, G, M = np.zeros(3), np.array(1.0), np.full(3, 0.1)
 W, B = np.full((27, 2), 0.1), np.zeros(2)
 
 
@@ -255,6 +429,40 @@ W, B = np.full((27, 2), 0.1), np.zeros(2)
         lambda room: room.conv2d(X, W, B, 1.0, kernel=3, stride=0),
         lambda room: room.conv2d(X, W, B, 1.0, kernel=3, padding=-1),
         lambda room: room.conv2d(X[:, :, :2], W, B, 1.0, kernel=3),
+        lambda room: room.midpoint(X[0, 0, 0], 1.0),
+        lambda room: room.midpoint(X.astype(int), 1.0),
+        lambda room: room.midpoint(X[:, :, :0], 1.0),
+        lambda room: room.midpoint(10 * X, 1.0),
+        lambda room: room.midpoint(X, -1.0),
+        lambda room: room.midpoint(X, 1.0, X),
+        lambda room: room.midpoint(X, 1.0, X[..., 0].astype("f4")),
+        lambda room: room.midpoint(X, 1.0, 0 * X[..., 0]),
+        lambda room: room.midpoint_statistics(X[0], 1.0),
+        lambda room: room.midpoint_statistics(X[:0], 1.0),
+        lambda room: room.midpoint_statistics(10 * X, 1.0),
+        lambda room: room.midpoint_batch_norm(X[0], V, G, 1.0),
+        lambda room: room.midpoint_batch_norm(X[:0], V, G, 1.0),
+        lambda room: room.midpoint_batch_norm(10 * X, V, G, 1.0),
+        lambda room: room.midpoint_batch_norm(10 * X, V, G, 1.0, M, G),
+        lambda room: room.midpoint_batch_norm(X, V[:2], G, 1.0),
+        lambda room: room.midpoint_batch_norm(X, V.astype("f4"), G, 1.0),
+        lambda room: room.midpoint_batch_norm(X, V, np.ones(1), 1.0),
+        lambda room: room.midpoint_batch_norm(X, V, 0 * G, 1.0),
+        lambda room: room.midpoint_batch_norm(X, V, 1, 1.0),
+        lambda room: room.midpoint_batch_norm(X, V, G, 1.0, M),
+        lambda room: room.midpoint_batch_norm(X, V, G, 1.0, None, G),
+        lambda room: room.midpoint_batch_norm(X, V, G, 1.0, 10 * M, G),
+        lambda room: room.midpoint_batch_norm(X, V, G, 1.0, M, -G),
+        lambda room: room.midpoint_batch_norm(X, V, G, 1.0, M[:2], G),
+        lambda room: room.midpoint_batch_norm(X, V, G, 0.0),
+        lambda room: room.midpoint_batch_norm(X, V, G, 1.0, eps=0.0),
+        lambda room: room.midpoint_batch_norm(X, V, G, 1.0, eps="1"),
+        lambda room: room.avg_pool2d(X[0], 1.0, size=2),
+        lambda room: room.avg_pool2d(10 * X, 1.0, size=2),
+        lambda room: room.avg_pool2d(X, 1.0, size=5),
+        lambda room: room.avg_pool2d(X, 1.0, size=0),
+        lambda room: room.avg_pool2d(X, 1.0, size=2, stride=0),
+        lambda room: room.avg_pool2d(X, np.nan, size=2),
     ],
 )
 def test_errors_are_those_of_the_reference(call: Any) -> None:
@@ -293,9 +501,17 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
         results = []
         for count in (1, 2, 3):
             with support.threads(count):
-                results.append(fast.conv2d(x, weight, bias, 1.0, kernel=3, padding=1))
+                results.append(
+                    (
+                        fast.conv2d(x, weight, bias, 1.0, kernel=3, padding=1),
+                        fast.midpoint_batch_norm(x, bias[:8], np.array(1, np.float32), 1.0),
+                        fast.avg_pool2d(x, 1.0, size=3),
+                        *fast.midpoint_statistics(x, 1.0),
+                    )
+                )
         for other in results[1:]:
-            np.testing.assert_array_equal(results[0], other)
+            for a, b in zip(results[0], other, strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 def test_eight_python_threads() -> None:
