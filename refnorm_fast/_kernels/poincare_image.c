@@ -141,6 +141,8 @@ RN_TABLE(poincare_image) = {
     .midpoint_f64 = midpoint_f64,
     .normalize_f32 = normalize_f32,
     .normalize_f64 = normalize_f64,
+    .point_wise_f32 = point_wise_f32,
+    .point_wise_f64 = point_wise_f64,
     .avg_pool2d_f32 = avg_pool2d_f32,
     .avg_pool2d_f64 = avg_pool2d_f64,
 };

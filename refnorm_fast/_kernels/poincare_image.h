@@ -51,6 +51,8 @@ typedef struct {
     int (*midpoint_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,              \
                              rn_poincare_midpoint *result);                                                             \
     int (*normalize_##suffix)(const rn_poincare_pixels *pixels, const T *x, const rn_poincare_normalization *to, T *y); \
+    /* relu of x, kept within the margin, or without margin x (+) y where y is not NULL. */                             \
+    int (*point_wise_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *y, double margin, T *z);          \
     /* Windows of the call; its outputs, padding and share are not used. */                                             \
     int (*avg_pool2d_##suffix)(const rn_poincare_conv *call, const T *x, T *y);
 

@@ -337,6 +337,84 @@ static int N(normalize)(const rn_poincare_pixels *pixels, const T *x, const rn_p
     return outside ? RN_POINCARE_OUTSIDE : 0;
 }
 
+/* ---- ReLU and the residual sum -------------------------------------------------------------------------------------- */
+
+/* exp0(max(log0(x), 0)): tanh(|x+|/|x| artanh(sqrt(c)|x|))/sqrt(c) in the direction of x+. */
+RN_INLINE int N(relu_lanes)(const rn_poincare_pixels *pixels, const T *x, double margin, size_t count, T *y) {
+    double c = pixels->curvature, root = sqrt(c);
+    size_t stride = pixels->area, channels = pixels->channels;
+    vf64 square, positive = {0}, decay, gap_x = N(gap_lanes)(x, channels, stride, c, count, &square);
+    for (size_t k = 0; k < channels; k++) {
+        vf64 part = vf64_max(vf64_set(0.0), N(load_pixels)(x + k * stride, count)); /* NaN passes: it is the second */
+        positive = vf64_fma(part, part, positive);
+    }
+    vf64 s = vf64_sqrt(c * square), length = vf64_sqrt(positive);
+    vf64 reach = vf64_tanh(root * length / s * vf64_arsinh(s / vf64_sqrt(gap_x)), &decay);
+    vf64 gap_y = 4.0 * decay / ((1.0 + decay) * (1.0 + decay));
+    if (margin >= 0) {
+        vi64 beyond = (vi64)(reach > 1 - margin);
+        reach = vf64_select(beyond, vf64_set(1 - margin), reach);
+        gap_y = vf64_select(beyond, vf64_set(margin), gap_y);
+    }
+    /* Where the square underflows the map is the identity on x+. */
+    vf64 scale = vf64_select((vi64)(length == 0.0), vf64_set(1.0), reach / (root * length));
+    for (size_t k = 0; k < channels; k++) {
+        vf64 part = vf64_max(vf64_set(0.0), N(load_pixels)(x + k * stride, count));
+        N(store_pixels)(y + k * stride, count, part * scale);
+    }
+    vi64 near = (vi64)(gap_y <= SAFE_GAP(channels));
+    if (vi64_any(near))
+        for (size_t i = 0; i < VF64 && i < count; i++)
+            if (near[i]) N(inward)(y + i, channels, stride, c);
+    return vi64_any((vi64)(gap_x <= 0.0));
+}
+
+/* x (+) y = (gap_x w + S x)/D with w = x + y, S = c|w|^2, D = gap_x gap_y + S. */
+RN_INLINE int N(add_lanes)(const rn_poincare_pixels *pixels, const T *x, const T *y, size_t count, T *z) {
+    double c = pixels->curvature;
+    size_t stride = pixels->area, channels = pixels->channels;
+    vf64 square, gap_x = N(gap_lanes)(x, channels, stride, c, count, &square);
+    vf64 gap_y = N(gap_lanes)(y, channels, stride, c, count, &square);
+    square = (vf64){0};
+    for (size_t k = 0; k < channels; k++) {
+        vf64 w = N(load_pixels)(x + k * stride, count) + N(load_pixels)(y + k * stride, count);
+        square = vf64_fma(w, w, square);
+    }
+    vf64 both = gap_x * gap_y, denominator = both + c * square;
+    vf64 of_sum = gap_x / denominator, of_x = c * square / denominator;
+    for (size_t k = 0; k < channels; k++) {
+        vf64 a = N(load_pixels)(x + k * stride, count), b = N(load_pixels)(y + k * stride, count);
+        N(store_pixels)(z + k * stride, count, vf64_fma(a + b, of_sum, a * of_x));
+    }
+    vi64 near = (vi64)(both / denominator <= SAFE_GAP(channels));
+    if (vi64_any(near))
+        for (size_t i = 0; i < VF64 && i < count; i++)
+            if (near[i]) N(inward)(z + i, channels, stride, c);
+    return vi64_any((vi64)(gap_x <= 0.0) | (vi64)(gap_y <= 0.0));
+}
+
+/* relu of x, or x (+) y where y is given. */
+static int N(point_wise)(const rn_poincare_pixels *pixels, const T *x, const T *y, double margin, T *z) {
+    size_t area = pixels->area, blocks = (area + BLOCK_PIXELS - 1) / BLOCK_PIXELS;
+    int outside = 0;
+    int threads = rn_threads(pixels->images * blocks, (double)(pixels->images * area) * (5.0 + 0.4 * (double)pixels->channels));
+    RN_PARALLEL(threads) {
+        RN_SHARE(pixels->images * blocks, first, last);
+        int mine = 0;
+        for (size_t i = first; i < last; i++) {
+            size_t from = i % blocks * BLOCK_PIXELS, end = area - from < BLOCK_PIXELS ? area : from + BLOCK_PIXELS;
+            size_t base = i / blocks * pixels->channels * area;
+            for (size_t at = base + from; at < base + end; at += VF64) {
+                size_t count = base + end - at;
+                mine |= y ? N(add_lanes)(pixels, x + at, y + at, count, z + at)
+                          : N(relu_lanes)(pixels, x + at, margin, count, z + at);
+            }
+        }
+        if (mine) __atomic_store_n(&outside, 1, __ATOMIC_RELAXED);
+    }
+    return outside ? RN_POINCARE_OUTSIDE : 0;
+}
+
 /* ---- average pooling ----------------------------------------------------------------------------------------------- */
 
 /* Sums of sqrt(c) log0 over the windows of one channel; `line` holds a row of the image. */

@@ -12,6 +12,7 @@ from refnorm_fast.poincare._core import (
     project_ball,
 )
 from refnorm_fast.poincare._image import avg_pool2d, conv2d, midpoint, midpoint_batch_norm, midpoint_statistics
+from refnorm_fast.poincare._resnet import poincare_resnet
 
 __all__ = [
     "avg_pool2d",
@@ -27,5 +28,6 @@ __all__ = [
     "midpoint_batch_norm",
     "midpoint_statistics",
     "mobius_add",
+    "poincare_resnet",
     "project_ball",
 ]

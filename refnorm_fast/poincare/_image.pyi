@@ -1,4 +1,4 @@
-from refnorm._typing import Array, F
+from refnorm._typing import AnyArray, Array, F
 
 def conv2d(
     x: Array[F],
@@ -47,3 +47,16 @@ def avg_pool2d(
     project: bool = True,
     out: Array[F] | None = None,
 ) -> Array[F]: ...
+def relu_images(x: Array[F], curvature: float | Array[F]) -> Array[F]: ...
+def add_images(f: Array[F], skip: Array[F], curvature: float | Array[F], *, order: str = "fr") -> Array[F]: ...
+def normalize_images(
+    x: Array[F],
+    bias: Array[F],
+    gain: Array[F],
+    curvature: float | Array[F],
+    mean: Array[F] | None,
+    var: Array[F] | None,
+    eps: float,
+    check: bool,
+    project: bool,
+) -> tuple[Array[F], tuple[AnyArray, AnyArray]]: ...

@@ -38,6 +38,8 @@ cdef extern from "poincare_image.h":
         int (*midpoint_f64)(const rn_poincare_pixels *, const double *, const double *, int, rn_poincare_midpoint *) nogil
         int (*normalize_f32)(const rn_poincare_pixels *, const float *, const rn_poincare_normalization *, float *) nogil
         int (*normalize_f64)(const rn_poincare_pixels *, const double *, const rn_poincare_normalization *, double *) nogil
+        int (*point_wise_f32)(const rn_poincare_pixels *, const float *, const float *, double, float *) nogil
+        int (*point_wise_f64)(const rn_poincare_pixels *, const double *, const double *, double, double *) nogil
         int (*avg_pool2d_f32)(const rn_poincare_conv *, const float *, float *) nogil
         int (*avg_pool2d_f64)(const rn_poincare_conv *, const double *, double *) nogil
         int (*conv2d_f32)(const rn_poincare_conv *, const float *, const float *, const float *, const float *, const float *, float *) nogil
@@ -469,3 +471,47 @@ def avg_pool2d(x, curvature, *, size, stride=None, check=True, project=True, out
     if failed & OUTSIDE and check:
         return fallback()
     return out if y is out else _store(y, out)
+
+
+cdef np.ndarray _point_wise(np.ndarray x, np.ndarray other, double c, bint check):
+    """relu of images, or their residual sum with others; None if the reference has to look at them."""
+    cdef rn_poincare_pixels pixels
+    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    cdef int failed
+    if (c == 0 or np.PyArray_NDIM(x) != 4 or np.PyArray_DIM(x, 1) == 0
+            or (other is not None and (np.PyArray_TYPE(x) != np.PyArray_TYPE(other) or not _same_shape(x, other)))):
+        return None
+    x = _images_of(x, &pixels)
+    pixels.curvature = c
+    cdef double margin = reference._ball.PROJECTION_MARGIN[x.dtype]
+    cdef np.ndarray y = _fresh(x)
+    other = None if other is None else _contiguous(other)
+    cdef void *source = np.PyArray_DATA(x)
+    cdef void *second = NULL if other is None else np.PyArray_DATA(other)
+    cdef void *to = np.PyArray_DATA(y)
+    with nogil:
+        if single:
+            failed = rn_poincare_image().point_wise_f32(&pixels, <const float *> source, <const float *> second, margin, <float *> to)
+        else:
+            failed = rn_poincare_image().point_wise_f64(&pixels, <const double *> source, <const double *> second, margin, <double *> to)
+    return None if failed and check else y
+
+
+def relu_images(x, curvature):
+    """``relu(x, curvature, axis=1)`` of images (N, C, H, W)."""
+    y = _point_wise(_float_array(x, "x"), None, _curvature(curvature, False), True)
+    return reference.relu(x, curvature, axis=1) if y is None else y
+
+
+def add_images(f, skip, curvature, *, order="fr"):
+    """``residual_add(f, skip, curvature, order=order, axis=1)`` of images (N, C, H, W)."""
+    pair = (f, skip) if order == "fr" else (skip, f)
+    y = None
+    if order in ("fr", "rf"):
+        y = _point_wise(_float_array(pair[0], "f"), _float_array(pair[1], "skip"), _curvature(curvature, False), True)
+    return reference.residual_add(f, skip, curvature, order=order, axis=1) if y is None else y
+
+
+def normalize_images(x, bias, gain, curvature, mean, var, eps, check, project):
+    """Normalized points, and the mean and variance that were used; arguments are those of ``midpoint_batch_norm``."""
+    return _normalize(x, bias, gain, curvature, mean, var, eps, check, project, None, "midpoint_batch_norm")

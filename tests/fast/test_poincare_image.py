@@ -15,6 +15,9 @@ import refnorm.poincare as reference
 import refnorm_fast.poincare as fast
 from refnorm.conformance import format_table, run
 from refnorm.poincare._numerics import gap
+from refnorm.poincare._poincare_resnet import LAYERS
+from refnorm.tree import tree_map
+from refnorm_fast.poincare._image import add_images, relu_images
 from tests.fast import support
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
@@ -153,7 +156,13 @@ def test_conv2d_up_to_the_boundary(
 @pytest.mark.usefixtures("isa")
 def test_golden_values_on_every_level() -> None:
     functions = {f"poincare.{name}": getattr(fast, name) for name in fast.__all__}
-    for method in ("poincare/conv2d", "poincare/midpoint", "poincare/batch_norm", "poincare/residual"):
+    for method in (
+        "poincare/conv2d",
+        "poincare/midpoint",
+        "poincare/batch_norm",
+        "poincare/residual",
+        "poincare/poincare_resnet",
+    ):
         outcomes = run(functions, methods=[method])
         assert all(outcome.passed for outcome in outcomes), "\n" + format_table(outcomes)
 
@@ -331,6 +340,43 @@ def test_avg_pool2d(dtype: Any, project: bool) -> None:
             assert (gap(np.moveaxis(y, 1, -1).astype(float), 0.3) > 0).all()
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_relu_and_residual_sum_of_images(dtype: Any) -> None:
+    rng = np.random.default_rng(27)
+    for width in (*range(1, 20), 600):
+        shape = (2, 1 + width % 7, 1, width)
+        f, skip = pixels(rng, shape, dtype, 0.3, edge=True), pixels(rng, shape, dtype, 0.3, edge=True)
+        f[0, :, 0, 0] = -abs(f[0, :, 0, 0])
+        agree(relu_images(f, 0.3), reference.relu(f, 0.3, axis=1), 30)
+        for order in ("fr", "rf"):
+            for other in (skip, -f):
+                y = add_images(f, other, 0.3, order=order)
+                assert (gap(np.moveaxis(y, 1, -1).astype(float), 0.3) > 0).all()
+                agree(y, reference.residual_add(f, other, 0.3, order=order, axis=1), 60)
+    f[1, 0, 0, 5] = np.nan
+    for y in (relu_images(f, 0.3), add_images(f, skip, 0.3)):
+        assert np.isnan(y[1, :, 0, 5]).all()
+        assert np.isnan(y).sum() == f.shape[1]
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("order", ["fr", "rf"])
+def test_poincare_resnet(order: str) -> None:
+    rng = np.random.default_rng(28)
+    for dtype in support.DTYPES:
+        network = reference.PoincareResNet(channels=(3, 4, 5), blocks=(1, 1, 1), classes=4, dtype=dtype, order=order)
+        params = tree_map(lambda a: (a + 0.1 * rng.standard_normal(a.shape)).astype(a.dtype), network.init(rng))
+        x: AnyArray = rng.standard_normal((3, 3, 8, 10)).astype(dtype)
+        _, statistics, _ = network.training_vjp(params, x)
+        running = network.update_running(network.init_running(), statistics, momentum=0.7)
+        for given_running in (None, running):
+            actual = fast.poincare_resnet(params, x, 0.1, given_running, order=order)
+            agree(actual, network.forward(params, x, given_running), 4000)
+        layers = fast.poincare_resnet(params, x, 0.1, order=order, ops=LAYERS)
+        np.testing.assert_array_equal(layers, network.forward(params, x))
+
+
 def test_layouts_of_points() -> None:
     rng = np.random.default_rng(25)
     x, bias, gain, mean, var = batch_of(rng, (3, 4, 5, 6), np.float32, 1.0)
@@ -457,6 +503,7 @@ W, B = np.full((27, 2), 0.1), np.zeros(2)
         lambda room: room.midpoint_batch_norm(X, V, G, 0.0),
         lambda room: room.midpoint_batch_norm(X, V, G, 1.0, eps=0.0),
         lambda room: room.midpoint_batch_norm(X, V, G, 1.0, eps="1"),
+        lambda room: room.poincare_resnet({}, X[0], 1.0),
         lambda room: room.avg_pool2d(X[0], 1.0, size=2),
         lambda room: room.avg_pool2d(10 * X, 1.0, size=2),
         lambda room: room.avg_pool2d(X, 1.0, size=5),
