@@ -21,47 +21,11 @@
 
 /* ---- the epilogue of a fully connected layer ---------------------------------------------------------------- */
 
+#include "poincare_lanes.h"
+
 /* Beyond this, sinh is carried with a factor e^-shift that cancels; its squares are below 10^34. */
-#define SHIFT_FROM_SINGLE 39.0f
-#define SHIFT_FROM 300.0
-
-/* arsinh(p) for p >= 0, within 2 units in the last place: log(1 + v) with v = p + p^2/(1 + sqrt(1 + p^2)). */
-RN_INLINE vf32 arsinh_lanes(vf32 p) {
-    vf32 root = vf32_sqrt(1.0f + p * p);
-    root = vf32_select((vi32)(p > 1e9f), p, root);
-    vf32 v = p + p * (p / (1.0f + root));
-    /* 1 + v = 2^k m with m from sqrt(1/2) to sqrt(2); a small v itself is m - 1, with all its digits. */
-    vf32 one_more = 1.0f + v;
-    vi32 bits = (vi32)one_more + (0x3f800000 - 0x3f3504f3);
-    vf32 k = vf32_from_vi32((bits >> 23) - 127);
-    vf32 f = (vf32)((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
-    vi32 small = (vi32)(v < 0.41f);
-    f = vf32_select(small, v, f);
-    k = vf32_select(small, vf32_set(0.0f), k);
-    /* log(1 + f) = 2 artanh(s) with s = f/(2 + f), |s| < 0.172: five terms leave 2^-28. It is f - s (f - r), the first
-     * term exact. */
-    vf32 s = f / (2.0f + f), z = s * s;
-    vf32 r = vf32_fma(vf32_fma(vf32_fma(vf32_set(2.0f / 9), z, vf32_set(2.0f / 7)), z, vf32_set(2.0f / 5)), z,
-                      vf32_set(2.0f / 3)) * z;
-    vf32 log_f = f - s * (f - r);
-    return vf32_fma(k, vf32_set(0x1.62e43p-1f), vf32_fma(k, vf32_set(-0x1.05c61p-29f), log_f));
-}
-
-/* sinh(t) for 0 <= t < 1: five terms of the series leave 2^-25 of it. */
-RN_INLINE vf32 short_sinh_lanes(vf32 t) {
-    vf32 z = t * t;
-    vf32 odd = vf32_fma(vf32_fma(vf32_fma(vf32_set(1.0f / 362880), z, vf32_set(1.0f / 5040)), z, vf32_set(1.0f / 120)), z,
-                        vf32_set(1.0f / 6));
-    return vf32_fma(t * z, odd, t);
-}
-/* sinh(t) e^-shift for t >= 0 with one = e^-shift, one_square = e^-2shift; t - shift <= SHIFT_FROM_SINGLE. What is below
- * e^-80 counts as e^-80: the largest entry of the row is then above e^38. */
-RN_INLINE vf32 sinh_lanes(vf32 t, vf32 shift, vf32 one, vf32 one_square) {
-    vf32 bounded = vf32_max(vf32_set(-80.0f), t - shift); /* NaN passes: it is the second */
-    vf32 n = vf32_exp_exponent(bounded) - VEC_RINT_MAGIC;
-    vf32 e = (1.0f + vf32_expm1_core(vf32_exp_reduce(bounded, n))) * vf32_pow2(n);
-    return vf32_select((vi32)(t < 1.0f), short_sinh_lanes(t) * one, 0.5f * (e - one_square / e));
-}
+#define SHIFT_FROM_SINGLE SINH_REACH_f32
+#define SHIFT_FROM SINH_REACH_f64
 
 /* sinh(x) e^-shift for x >= 0; shift is 0 unless x is too large for sinh. */
 static double scaled_sinh(double x, double shift) {
@@ -81,7 +45,7 @@ static float angles_row_f32(float *y, size_t length, double gap, const float *sl
         vf32 b = whole ? vf32_load(offset + k) : vf32_load_part(offset + k, count, 0);
         vf32 e = whole ? vf32_load(power + k) : vf32_load_part(power + k, count, 0);
         vf32 p = inner * a * inner_scale - b * offset_scale;
-        vf32 t = e * arsinh_lanes(vf32_abs(p));
+        vf32 t = e * vf32_arsinh(vf32_abs(p));
         largest = vf32_max(t, largest); /* skips NaN, which the sum of squares will carry */
         t = vf32_copysign(t, p);
         if (whole)
@@ -104,7 +68,7 @@ static void linear_row_f32(float *y, size_t length, double gap, const float *slo
         size_t count = length - k;
         int whole = count >= VF32;
         vf32 t = whole ? vf32_load(y + k) : vf32_load_part(y + k, count, 0), size = vf32_abs(t);
-        vf32 w = top < 1.0f ? short_sinh_lanes(size) : sinh_lanes(size, vf32_set(shift), one_lanes, square_lanes);
+        vf32 w = top < 1.0f ? vf32_short_sinh(size) : vf32_scaled_sinh(size, vf32_set(shift), one_lanes, square_lanes);
         w = vf32_copysign(w, t);
         vf64 low = vf64_low(w), high = vf64_high(w);
         low_sum = vf64_fma(low, low, low_sum);

@@ -28,16 +28,15 @@ from refnorm_fast.poincare._core import (
     mobius_add,
     project_ball,
 )
-from refnorm_fast.poincare._linear import (
-    fully_connected,
-    fully_connected_vjp,
-    mlr,
-    mlr_vjp,
-)
+from refnorm_fast.poincare._image import avg_pool2d, conv2d, midpoint, midpoint_batch_norm, midpoint_statistics
+from refnorm_fast.poincare._linear import fully_connected, fully_connected_vjp, mlr, mlr_vjp
+from refnorm_fast.poincare._resnet import poincare_resnet
 
 __all__ = [
+    "avg_pool2d",
     "conformal_factor",
     "conformal_factor_vjp",
+    "conv2d",
     "dist",
     "dist_sq",
     "dist_sq_vjp",
@@ -54,12 +53,16 @@ __all__ = [
     "log0_vjp",
     "logmap",
     "logmap_vjp",
+    "midpoint",
+    "midpoint_batch_norm",
+    "midpoint_statistics",
     "mlr",
     "mlr_vjp",
     "mobius_add",
     "mobius_add_vjp",
     "mobius_scalar_mul",
     "mobius_scalar_mul_vjp",
+    "poincare_resnet",
     "project_ball",
     "project_ball_vjp",
     "transport",
