@@ -138,7 +138,7 @@ def dequantize_weight_int4(weight: Int4Weight) -> Array[np.float64]:
     >>> dequantize_weight_int4(quantize_weight_int4(np.array([[0.0], [1.5], [3.0]]))).round(4).tolist()
     [[0.0], [1.6], [3.0]]
     """
-    _checked(weight)
+    check_int4_weight(weight)
     outputs = len(weight.q)
     codes = np.stack([weight.q & 15, weight.q >> BITS], axis=2).reshape(outputs, 2 * weight.q.shape[1])[
         :, : weight.inputs
@@ -149,7 +149,7 @@ def dequantize_weight_int4(weight: Int4Weight) -> Array[np.float64]:
     return w_hat
 
 
-def _checked(weight: Int4Weight) -> None:
+def check_int4_weight(weight: Int4Weight) -> None:
     """Raise unless the parts of a weight fit together."""
     inputs = _checks.whole(weight.inputs, "weight.inputs", low=1)
     groups = -(-inputs // _checks.whole(weight.group_size, "weight.group_size", low=1))
