@@ -56,6 +56,10 @@ static double pow2_of(long n) {
     .softmax_from_stats_##s = softmax_from_stats_##s, .softmax_backward_##s = softmax_backward_##s,             \
     .log_softmax_backward_##s = log_softmax_backward_##s, .cross_entropy_##s = cross_entropy_##s,               \
     .cross_entropy_backward_##s = cross_entropy_backward_##s, .soft_cross_entropy_##s = soft_cross_entropy_##s, \
-    .soft_cross_entropy_backward_##s = soft_cross_entropy_backward_##s
+    .soft_cross_entropy_backward_##s = soft_cross_entropy_backward_##s,                                         \
+    .softmax_columns_##s = softmax_columns_##s, .log_softmax_columns_##s = log_softmax_columns_##s,             \
+    .softmax_from_stats_columns_##s = softmax_from_stats_columns_##s,                                           \
+    .softmax_backward_columns_##s = softmax_backward_columns_##s,                                               \
+    .log_softmax_backward_columns_##s = log_softmax_backward_columns_##s
 
 RN_TABLE(softmax) = {TABLE_ENTRIES(f32), TABLE_ENTRIES(f64)};
