@@ -107,7 +107,7 @@ RN_INLINE void N(put_lanes)(T *y, size_t lanes, VT value, int STREAM, int PART) 
 
 /* As `scaling`, one a lane. Lanes without a finite largest entry count it as 0. */
 typedef struct {
-    VT largest, shift, floor;
+    VT largest, shift, floor, n_ref;
     VI offset, finite;
 } N(lane_scaling);
 
@@ -119,7 +119,9 @@ RN_INLINE N(lane_scaling) N(lane_scaling_for)(VT largest) {
     s.shift = V(select)(raw, V(set)(0), s.largest);
     VT top = s.largest - s.shift;
     s.floor = top - DEPTH;
-    s.offset = ((VI){0} + (EXPONENT_BIAS + BIAS)) - ((VI)V(exp_exponent)(top) - (VI)V(set)(MAGIC));
+    VT exponent = V(exp_exponent)(top);
+    s.n_ref = exponent - MAGIC;
+    s.offset = ((VI){0} + (EXPONENT_BIAS + BIAS)) - ((VI)exponent - (VI)V(set)(MAGIC));
     return s;
 }
 
@@ -255,16 +257,23 @@ static int N(softmax_columns)(const T *x, T *y, size_t outer, size_t length, siz
 /* Each lane's largest + log_sum, NaN as in rows. */
 static void N(lane_stats)(const N(lane_sum) *rest, VI equal, const N(lane_scaling) *s, double *largest,
                           double *log_sum) {
-    N(total) totals[LANES];
-    N(lane_totals)(rest, totals);
-    for (size_t lane = 0; lane < LANES; lane++) {
-        double top = (double)s->largest[lane], from = s->shift[lane] != 0 ? 0.0 : top;
-        double n_ref = (double)(EXPONENT_BIAS + BIAS - s->offset[lane]);
-        double others = (totals[lane].high + totals[lane].low) * pow2_of(-BIAS);
-        if (others != 0) others *= exp(exponent_minus(n_ref, from));
-        N(lse) all = {top, s->finite[lane] ? -(double)equal[lane] : 0, others};
-        N(lse_store)(all, largest + lane, log_sum + lane);
-    }
+    VT raw_top = (VT)((VI)s->largest & (VI)(s->shift == 0));
+    VT top = V(select)(s->finite, s->largest, V(set)(NAN));
+    const vf64 unit = vf64_set(WIDE ? 0x1p-512 : 0x1p-64); /* 2^-BIAS */
+#if WIDE
+    vf64 count = -((vf64)(equal + (vi64)vf64_set(MAGIC)) - MAGIC), sums = (rest->low + rest->high) * unit;
+    vf64_store(largest, top);
+    vf64_store(log_sum, vf64_select(s->finite, log_of_count_and_rest(count, sums, s->n_ref, raw_top), top));
+#else
+    vf32 count = -vf32_from_vi32(equal);
+    vf64 low = log_of_count_and_rest(vf64_low(count), rest->low * unit, vf64_low(s->n_ref), vf64_low(raw_top));
+    vf64 high = log_of_count_and_rest(vf64_high(count), rest->high * unit, vf64_high(s->n_ref), vf64_high(raw_top));
+    /* NaN in `top` marks the lanes without a logarithm. */
+    vf64_store(largest, vf64_low(top));
+    vf64_store(largest + VF64, vf64_high(top));
+    vf64_store(log_sum, low + 0.0 * vf64_low(top));
+    vf64_store(log_sum + VF64, high + 0.0 * vf64_high(top));
+#endif
 }
 
 static void N(log_softmax_strip)(const N(columns) *c, size_t at, size_t column, size_t count, T *scratch) {

@@ -82,7 +82,7 @@ def test_long_rows(length: int, dtype: type) -> None:
 def test_equal_scores_select_the_first(length: int, dtype: type) -> None:
     rng = np.random.default_rng(length)
     for values in ((0.0,), (0.0, -0.0), (1.0, 2.0), (1.0, 2.0, 3.0), (np.inf, 1.0), (-np.inf, 1.0), (-np.inf,)):
-        x = rng.choice(np.array(values), size=(70, length)).astype(dtype)
+        x: AnyArray = rng.choice(np.array(values), size=(70, length)).astype(dtype)
         for top_k in sorted({1, 2, 3, min(8, length), (length + 1) // 2}):
             mask = fast.topk_softmax(x, top_k=top_k)[1]
             np.testing.assert_array_equal(mask, reference.topk_softmax(x, top_k=top_k)[1], err_msg=f"{values} {top_k}")
