@@ -374,8 +374,11 @@ RN_INLINE vf32 vf32_from_vi32(vi32 x) { return __builtin_convertvector(x, vf32);
 /* ---- reductions: pairwise trees over the lanes ----------------------------------------------------------------- */
 
 RN_INLINE float vf32_sum(vf32 x) {
-#if VEC_AVX2 || VEC_SSE
-#if VEC_AVX2
+#if VEC_AVX512 || VEC_AVX2 || VEC_SSE
+#if VEC_AVX512
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+#elif VEC_AVX2
     __m128 q = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
 #else
     __m128 q = (__m128)x;
@@ -391,8 +394,11 @@ RN_INLINE float vf32_sum(vf32 x) {
 #endif
 }
 RN_INLINE double vf64_sum(vf64 x) {
-#if VEC_AVX2 || VEC_SSE
-#if VEC_AVX2
+#if VEC_AVX512 || VEC_AVX2 || VEC_SSE
+#if VEC_AVX512
+    __m256d h = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)x), _mm512_extractf64x4_pd((__m512d)x, 1));
+    __m128d q = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
+#elif VEC_AVX2
     __m128d q = _mm_add_pd(_mm256_castpd256_pd128((__m256d)x), _mm256_extractf128_pd((__m256d)x, 1));
 #else
     __m128d q = (__m128d)x;
@@ -410,8 +416,11 @@ RN_INLINE double vf64_sum(vf64 x) {
 RN_INLINE double vf32_sum_wide(vf32 x) { return vf64_sum(vf64_low(x) + vf64_high(x)); }
 /* Largest and smallest lane; no lane may be NaN. */
 RN_INLINE float vf32_largest(vf32 x) {
-#if VEC_AVX2 || VEC_SSE
-#if VEC_AVX2
+#if VEC_AVX512 || VEC_AVX2 || VEC_SSE
+#if VEC_AVX512
+    __m256 h = _mm256_max_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+#elif VEC_AVX2
     __m128 q = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
 #else
     __m128 q = (__m128)x;
@@ -426,9 +435,21 @@ RN_INLINE float vf32_largest(vf32 x) {
 }
 RN_INLINE float vf32_smallest(vf32 x) { return -vf32_largest(-x); }
 RN_INLINE double vf64_largest(vf64 x) {
+#if VEC_AVX512 || VEC_AVX2 || VEC_SSE
+#if VEC_AVX512
+    __m256d h = _mm256_max_pd(_mm512_castpd512_pd256((__m512d)x), _mm512_extractf64x4_pd((__m512d)x, 1));
+    __m128d q = _mm_max_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
+#elif VEC_AVX2
+    __m128d q = _mm_max_pd(_mm256_castpd256_pd128((__m256d)x), _mm256_extractf128_pd((__m256d)x, 1));
+#else
+    __m128d q = (__m128d)x;
+#endif
+    return _mm_cvtsd_f64(_mm_max_sd(q, _mm_unpackhi_pd(q, q)));
+#else
     double best = x[0];
     for (int i = 1; i < VF64; i++) best = x[i] > best ? x[i] : best;
     return best;
+#endif
 }
 
 /* ---- powers of two ------------------------------------------------------------------------------------------- */
