@@ -7,6 +7,7 @@ cimport numpy as np
 np.import_array()
 
 include "../_kernels/rows.pxi"
+include "_arguments.pxi"
 
 cdef extern from "norm.h":
     ctypedef struct rn_norm_table:
@@ -20,10 +21,6 @@ cdef enum Kind:
     LAYER_NORM = 0
     RMS_NORM = 1
     COMPRESSED_RMS_NORM = 2
-
-
-cdef inline void *_data(array) noexcept:
-    return NULL if array is None else np.PyArray_DATA(<np.ndarray> array)
 
 
 cdef inline _unit_array(given, name, np.ndarray x, int trailing):
@@ -60,13 +57,6 @@ cdef inline int _trailing(axes, np.ndarray x) except -1:
 
 
 _LAST = (-1,)
-
-
-cdef inline double _positive(eps) except? -1:
-    cdef double value = eps
-    if not (value > 0 and value < numpy.inf):
-        _checks.positive(eps, "eps")
-    return value
 
 
 cdef _run(int kind, np.ndarray x, residual, gain, bias, np.ndarray y, size_t rows, size_t length, size_t stride, double eps,
