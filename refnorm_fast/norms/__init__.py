@@ -1,5 +1,15 @@
 """Layer norm, RMS norm and compressed RMS norm, group norms and weight standardization as SIMD kernels."""
 
+from refnorm_fast.norms._channel import (
+    batch_norm,
+    batch_norm_eval,
+    batch_norm_eval_vjp,
+    batch_norm_train,
+    batch_norm_train_vjp,
+    batch_norm_vjp,
+    batch_statistics,
+    batch_statistics_vjp,
+)
 from refnorm_fast.norms._core import (
     add_layer_norm,
     compressed_rms_norm,
@@ -24,6 +34,14 @@ from refnorm_fast.norms._group import (
 
 __all__ = [
     "add_layer_norm",
+    "batch_norm",
+    "batch_norm_eval",
+    "batch_norm_eval_vjp",
+    "batch_norm_train",
+    "batch_norm_train_vjp",
+    "batch_norm_vjp",
+    "batch_statistics",
+    "batch_statistics_vjp",
     "compressed_rms_norm",
     "compressed_rms_norm_vjp",
     "group_norm",
