@@ -68,7 +68,7 @@ static __attribute__((noinline)) void N(inward)(T *pixel, size_t channels, size_
     T *point = rn_scratch(3, channels * sizeof *point);
     if (point == NULL) return;
     for (size_t k = 0; k < channels; k++) point[k] = pixel[k * stride];
-    rn_poincare()->N(unary)(RN_PROJECT, point, channels, point, 1, channels, curvature, -1.0);
+    rn_poincare()->N(unary)(RN_PROJECT, point, channels, point, NULL, 1, channels, curvature, -1.0);
     for (size_t k = 0; k < channels; k++) pixel[k * stride] = point[k];
 }
 /* A gap from which rounding to T cannot lead onto the boundary. */

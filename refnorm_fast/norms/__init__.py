@@ -1,4 +1,4 @@
-"""Layer norm, RMS norm and compressed RMS norm, group norms and weight standardization as SIMD kernels."""
+"""Normalization layers as SIMD kernels."""
 
 from refnorm_fast.norms._channel import (
     batch_norm,

@@ -408,7 +408,7 @@ def batch_statistics_vjp(x, axes=(0,)):
             _checks.shape(entry, name, at.units)
         line = channels.copy()
         line[:, INVERSE_COLUMN] = (2 * dvar / at.count()).reshape(-1)
-        bias = _in_order((dmean / at.count()).reshape(-1), dtype=at.x.dtype)
+        bias = _in_order((dmean / at.count()).reshape(-1).astype(at.x.dtype))
         return (_output(GIVEN, at, None, bias, None, line),)
 
     return (_mean_of(at, channels), _column(at, channels, SPREAD_COLUMN)), pullback

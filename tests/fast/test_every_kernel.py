@@ -100,7 +100,8 @@ def test_signature_is_the_references(name: str) -> None:
     shown = [(p.name, p.kind, p.default) for p in given.values() if p.name != "out"]
     assert [entry[:2] for entry in shown] == [(p.name, p.kind) for p in wanted.values()]
     for (_, _, default), parameter in zip(shown, wanted.values(), strict=True):
-        assert default == parameter.default or default is parameter.default, parameter.name
+        if parameter.name != "ops":  # the operations that a whole network runs on: each package's own
+            assert default == parameter.default or default is parameter.default, parameter.name
     if "out" in given:
         assert given["out"].kind is inspect.Parameter.KEYWORD_ONLY
         assert given["out"].default is None
