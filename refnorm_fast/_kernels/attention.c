@@ -6,6 +6,8 @@
 
 /* Keys a block of the online softmax, rows a group at most, bytes of a group's scores, rows a chunk. */
 enum { KEY_BLOCK = 512, GROUP_ROWS = 96, SCORE_BYTES = 24 << 10, CHUNK_ROWS = 192 };
+/* Keys a block of the backward pass: two panels of scores of that height fit the first-level cache. */
+enum { BACKWARD_KEYS = 120 };
 
 /* 2^y for y <= 0, relative error below 2e-7; 0 below 2^-126.5. The scale of the scores has log2(e) in it. The bound
  * makes n = -127 of anything smaller, whose power of two has the exponent field 0: it is the number 0. */
@@ -28,6 +30,7 @@ RN_INLINE vf32 exp2_f32(vf32 y) {
 #define ATTENTION_UNIT 1.4426950408889634
 #include "tile.h"
 #include "attention_rows.h"
+#include "attention_backward.h"
 #undef REAL
 #undef TILE_TYPE
 #undef TILE_VEC
@@ -41,10 +44,13 @@ RN_INLINE vf32 exp2_f32(vf32 y) {
 #define ATTENTION_UNIT 1.0
 #include "tile.h"
 #include "attention_rows.h"
+#include "attention_backward.h"
 
 RN_TABLE(attention) = {
     .items_f32 = items_f32,
     .items_f64 = items_f64,
+    .backward_f32 = backward_f32,
+    .backward_f64 = backward_f64,
     .packed_f32 = packed_f32,
     .packed_f64 = packed_f64,
 };

@@ -20,12 +20,26 @@ typedef struct {
     ptrdiff_t mask_row, mask_key;
     int causal; /* row i attends to keys up to i + causal_shift */
     ptrdiff_t causal_shift;
+    /* NULL, or takes two entries a row for the backward pass: the shift m of its scores (in units of the kernel's
+     * exponential) and 1 / sum exp(score - m), 0 for a row that may attend to nothing. */
+    void *statistics;
 } rn_attention_item;
+
+/* The cotangents of one item. `item.out` is the result (length, width), `item.statistics` what the forward pass left;
+ * the three results are contiguous. */
+typedef struct {
+    rn_attention_item item;
+    const void *dy;
+    ptrdiff_t dy_stride;
+    void *dquery, *dkey, *dvalue;
+} rn_attention_cotangents;
 
 typedef struct {
     /* 0, or -1 where scratch memory ran out. */
     int (*items_f32)(const rn_attention_item *items, size_t count);
     int (*items_f64)(const rn_attention_item *items, size_t count);
+    int (*backward_f32)(const rn_attention_cotangents *items, size_t count);
+    int (*backward_f64)(const rn_attention_cotangents *items, size_t count);
     /* Packed sequences: rows offsets[i] to offsets[i + 1] attend to each other, for each of `heads` column ranges of
      * `depth` columns. */
     int (*packed_f32)(const float *query, const float *key, const float *value, ptrdiff_t query_stride,

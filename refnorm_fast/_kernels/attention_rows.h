@@ -11,28 +11,29 @@ static size_t TILE(padded)(size_t columns) {
     return (columns + TILE(COLUMNS) - 1) / TILE(COLUMNS) * TILE(COLUMNS);
 }
 
-static void TILE(pack_keys)(const rn_attention_item *item, REAL *packed) {
-    const REAL *key = item->key;
-    const REAL scale = (REAL)(item->scale * ATTENTION_UNIT);
-    for (size_t n = 0; n < item->keys; n += TILE(COLUMNS)) {
-        size_t columns = item->keys - n < TILE(COLUMNS) ? item->keys - n : TILE(COLUMNS);
-        REAL *panel = packed + n * item->depth;
+/* Panels whose columns are the rows of a matrix (rows, depth), times a factor. */
+static void TILE(pack_transposed)(const REAL *matrix, ptrdiff_t stride, size_t rows, size_t depth, double times,
+                                  REAL *packed) {
+    const REAL factor = (REAL)times;
+    for (size_t n = 0; n < rows; n += TILE(COLUMNS)) {
+        size_t columns = rows - n < TILE(COLUMNS) ? rows - n : TILE(COLUMNS);
+        REAL *panel = packed + n * depth;
         for (size_t j = 0; j < columns; j++) {
-            const REAL *from = key + (ptrdiff_t)(n + j) * item->key_stride;
-            for (size_t k = 0; k < item->depth; k++) panel[k * TILE(COLUMNS) + j] = from[k] * scale;
+            const REAL *from = matrix + (ptrdiff_t)(n + j) * stride;
+            for (size_t k = 0; k < depth; k++) panel[k * TILE(COLUMNS) + j] = from[k] * factor;
         }
         for (size_t j = columns; j < TILE(COLUMNS); j++)
-            for (size_t k = 0; k < item->depth; k++) panel[k * TILE(COLUMNS) + j] = 0;
+            for (size_t k = 0; k < depth; k++) panel[k * TILE(COLUMNS) + j] = 0;
     }
 }
 
-static void TILE(pack_values)(const rn_attention_item *item, REAL *packed) {
-    const REAL *value = item->value;
-    for (size_t n = 0; n < item->width; n += TILE(COLUMNS)) {
-        size_t columns = item->width - n < TILE(COLUMNS) ? item->width - n : TILE(COLUMNS);
-        REAL *panel = packed + n * item->keys;
-        for (size_t k = 0; k < item->keys; k++) {
-            const REAL *from = value + (ptrdiff_t)k * item->value_stride + n;
+/* Panels whose columns are the columns of a matrix (rows, width); room for `room` rows a panel. */
+static void TILE(pack)(const REAL *matrix, ptrdiff_t stride, size_t rows, size_t room, size_t width, REAL *packed) {
+    for (size_t n = 0; n < width; n += TILE(COLUMNS)) {
+        size_t columns = width - n < TILE(COLUMNS) ? width - n : TILE(COLUMNS);
+        REAL *panel = packed + n * room;
+        for (size_t k = 0; k < rows; k++) {
+            const REAL *from = matrix + (ptrdiff_t)k * stride + n;
             REAL *to = panel + k * TILE(COLUMNS);
             if (columns == TILE(COLUMNS)) {
                 TILE_VECTOR(store)(to, TILE_VECTOR(load)(from));
@@ -41,6 +42,7 @@ static void TILE(pack_values)(const rn_attention_item *item, REAL *packed) {
                 for (size_t j = 0; j < TILE(COLUMNS); j++) to[j] = j < columns ? from[j] : 0;
             }
         }
+        for (size_t j = rows * TILE(COLUMNS); j < room * TILE(COLUMNS); j++) panel[j] = 0;
     }
 }
 
@@ -123,6 +125,11 @@ static void TILE(attend)(const rn_attention_item *item, size_t first, size_t las
         for (size_t r = 0; r < rows; r++) {
             REAL *to = (REAL *)item->out + (ptrdiff_t)(begin + r) * item->out_stride;
             REAL inverse = 1 / sum[r];
+            if (item->statistics != NULL) {
+                REAL *kept = (REAL *)item->statistics + 2 * (begin + r);
+                kept[0] = sum[r] == 0 ? 0 : largest[r];
+                kept[1] = sum[r] == 0 ? 0 : inverse;
+            }
             if (sum[r] == 0)
                 for (size_t n = 0; n < item->width; n++) to[n] = 0;
             else
@@ -148,8 +155,8 @@ static int TILE(attend_chunk)(const rn_attention_item *item, size_t chunk, size_
     REAL *packed_values = rn_scratch(1, (item->keys * width + 1) * sizeof(REAL));
     REAL *scores = rn_scratch(2, (group * (score_stride + width) + 1) * sizeof(REAL));
     if (packed_keys == NULL || packed_values == NULL || scores == NULL) return -1;
-    TILE(pack_keys)(item, packed_keys);
-    TILE(pack_values)(item, packed_values);
+    TILE(pack_transposed)(item->key, item->key_stride, item->keys, item->depth, item->scale * ATTENTION_UNIT, packed_keys);
+    TILE(pack)(item->value, item->value_stride, item->keys, item->keys, item->width, packed_values);
     TILE(attend)(item, first, last, packed_keys, packed_values, scores, score_stride, group,
                  scores + group * score_stride);
     return 0;

@@ -1,5 +1,15 @@
 """Softmax attention as kernels that keep no score matrix in memory."""
 
-from refnorm_fast.attention._core import multi_head_attention, scaled_dot_product_attention
+from refnorm_fast.attention._core import (
+    multi_head_attention,
+    multi_head_attention_vjp,
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_vjp,
+)
 
-__all__ = ["multi_head_attention", "scaled_dot_product_attention"]
+__all__ = [
+    "multi_head_attention",
+    "multi_head_attention_vjp",
+    "scaled_dot_product_attention",
+    "scaled_dot_product_attention_vjp",
+]

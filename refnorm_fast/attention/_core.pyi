@@ -1,4 +1,4 @@
-from refnorm._typing import AnyArray, Array, F, IntArray
+from refnorm._typing import AnyArray, Array, F, IntArray, Pullback
 
 def scaled_dot_product_attention(
     query: Array[F],
@@ -23,3 +23,25 @@ def multi_head_attention(
     causal: bool = False,
     scale: float | None = None,
 ) -> Array[F]: ...
+def scaled_dot_product_attention_vjp(
+    query: Array[F],
+    key: Array[F],
+    value: Array[F],
+    *,
+    mask: AnyArray | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Array[F], Pullback]: ...
+def multi_head_attention_vjp(
+    x: Array[F],
+    weight_in: Array[F],
+    bias_in: Array[F] | None,
+    weight_out: Array[F],
+    bias_out: Array[F] | None,
+    *,
+    heads: int,
+    lengths: IntArray | None = None,
+    mask: AnyArray | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Array[F], Pullback]: ...

@@ -12,7 +12,9 @@ np.import_array()
 
 include "../_kernels/rows.pxi"
 
-from refnorm_fast.nn._core import linear
+from refnorm._arrays import sum_to
+from refnorm.attention._multi_head import merge_heads, split_heads
+from refnorm_fast.nn._core import linear, linear_vjp
 
 cdef extern from "attention.h":
     ctypedef struct rn_attention_item:
@@ -27,9 +29,19 @@ cdef extern from "attention.h":
         ptrdiff_t mask_row, mask_key
         int causal
         ptrdiff_t causal_shift
+        void *statistics
+    ctypedef struct rn_attention_cotangents:
+        rn_attention_item item
+        const void *dy
+        ptrdiff_t dy_stride
+        void *dquery
+        void *dkey
+        void *dvalue
     ctypedef struct rn_attention_table:
         int (*items_f32)(const rn_attention_item *items, size_t count) nogil
         int (*items_f64)(const rn_attention_item *items, size_t count) nogil
+        int (*backward_f32)(const rn_attention_cotangents *items, size_t count) nogil
+        int (*backward_f64)(const rn_attention_cotangents *items, size_t count) nogil
     const rn_attention_table *rn_attention() nogil
 
 
@@ -77,6 +89,56 @@ def scaled_dot_product_attention(query, key, value, *, mask=None, causal=False, 
     >>> scaled_dot_product_attention(query, key, np.array([[2.0], [4.0]]))
     array([[3.]])
     """
+    query, key, value, mask, scale, lead = _checked(query, key, value, mask, scale)
+    shape = (*lead, query.shape[query.ndim - 2], value.shape[value.ndim - 1])
+    if out is not None:
+        _check_out(out, numpy.broadcast_to(query.dtype.type(0), shape))
+    direct = (
+        out is not None and out.flags.c_contiguous and out.flags.aligned
+        and all(_apart(out, array) for array in (query, key, value, mask) if array is not None)
+    )
+    result = out if direct else numpy.empty(shape, query.dtype)
+    if result.size:
+        _attend(query, key, value, mask, bool(causal), scale, result, lead, None)
+    if out is None or direct:
+        return result
+    out[...] = result
+    return out
+
+
+def scaled_dot_product_attention_vjp(query, key, value, *, mask=None, causal=False, scale=None):
+    """Return :func:`scaled_dot_product_attention` and its pullback ``dy -> (dquery, dkey, dvalue)``.
+
+    Notes
+    -----
+    No score matrix is kept for the pullback, only two numbers a query and the result: the scores are computed again, block by
+    block.
+    """
+    query, key, value, mask, scale, lead = _checked(query, key, value, mask, scale)
+    given = query, key, value
+    # In lines of memory, as the reference does: the pullback reads them again.
+    query, key, value = _in_order(query), _in_order(key), _in_order(value)
+    y = numpy.empty((*lead, query.shape[query.ndim - 2], value.shape[value.ndim - 1]), query.dtype)
+    # Even a row that the kernel never reaches (no values, no heads) has statistics: those of a row without keys.
+    statistics = numpy.zeros((*y.shape[:y.ndim - 1], 2), y.dtype)
+    if y.size:
+        _attend(query, key, value, mask, bool(causal), scale, y, lead, statistics)
+    kept = y.copy()
+
+    def pullback(dy):
+        cotangent = _in_order(numpy.asarray(dy, dtype=y.dtype))
+        _checks.shape(cotangent, "dy", y.shape)
+        totals = [numpy.zeros((*lead, *array.shape[array.ndim - 2:]), y.dtype) for array in given]
+        if y.size and totals[1].size:
+            _attend_backward(query, key, value, mask, bool(causal), scale, kept, lead, statistics, cotangent,
+                             totals[0], totals[1], totals[2])
+        return tuple(sum_to(total, array.shape) for total, array in zip(totals, given))
+
+    return y, pullback
+
+
+cdef _checked(query, key, value, mask, scale):
+    """The arguments as arrays, the mask broadcast to all scores, the scale, and the common leading axes."""
     query, key, value = _float_array(query, "query"), _float_array(key, "key"), _float_array(value, "value")
     for name, array in (("query", query), ("key", key), ("value", value)):
         _checks.float_array(array, name, min_ndim=2)
@@ -92,8 +154,7 @@ def scaled_dot_product_attention(query, key, value, *, mask=None, causal=False, 
     if scale is None:
         scale = 1 / math.sqrt(query.shape[query.ndim - 1])
     _checks.positive(scale, "scale")
-    cdef Py_ssize_t length = query.shape[query.ndim - 2], depth = query.shape[query.ndim - 1]
-    cdef Py_ssize_t keys = key.shape[key.ndim - 2], width = value.shape[value.ndim - 1]
+    cdef Py_ssize_t length = query.shape[query.ndim - 2], keys = key.shape[key.ndim - 2]
     if mask is not None:
         mask = numpy.asarray(mask)
         if mask.dtype != numpy.bool_:
@@ -102,36 +163,27 @@ def scaled_dot_product_attention(query, key, value, *, mask=None, causal=False, 
             mask = numpy.broadcast_to(mask, (*lead, length, keys))
         except ValueError:
             _checks.fail("mask", f"a shape that broadcasts to {(*lead, length, keys)}", mask.shape)
-    shape = (*lead, length, width)
-    if out is not None:
-        _check_out(out, numpy.broadcast_to(query.dtype.type(0), shape))
-    direct = (
-        out is not None and out.flags.c_contiguous and out.flags.aligned
-        and all(_apart(out, array) for array in (query, key, value, mask) if array is not None)
-    )
-    result = out if direct else numpy.empty(shape, query.dtype)
-    if result.size:
-        _attend(query, key, value, mask, bool(causal), scale, result, lead)
-    if out is None or direct:
-        return result
-    out[...] = result
-    return out
+    return query, key, value, mask, scale, lead
 
 
-cdef _attend(query, key, value, mask, bint causal, double scale, result, lead):
-    cdef Py_ssize_t count = 1, i, d
+cdef Py_ssize_t _product(lead):
+    cdef Py_ssize_t count = 1
     for size in lead:
         count *= size
+    return count
+
+
+cdef _fill(rn_attention_item *items, query, key, value, mask, bint causal, double scale, result, lead, statistics):
+    """Describe every head: where its rows are and how far apart. The arrays must outlive the description."""
+    cdef Py_ssize_t count = _product(lead), i, d
     cdef int ndim = len(lead)
-    cdef np.ndarray q = numpy.broadcast_to(_rows_adjacent(query), (*lead, *query.shape[query.ndim - 2:]))
-    cdef np.ndarray k = numpy.broadcast_to(_rows_adjacent(key), (*lead, *key.shape[key.ndim - 2:]))
-    cdef np.ndarray v = numpy.broadcast_to(_rows_adjacent(value), (*lead, *value.shape[value.ndim - 2:]))
+    cdef np.ndarray q = numpy.broadcast_to(query, (*lead, *query.shape[query.ndim - 2:]))
+    cdef np.ndarray k = numpy.broadcast_to(key, (*lead, *key.shape[key.ndim - 2:]))
+    cdef np.ndarray v = numpy.broadcast_to(value, (*lead, *value.shape[value.ndim - 2:]))
     cdef np.ndarray y = result, allowed = mask
     cdef Py_ssize_t item = np.PyArray_ITEMSIZE(q), rest, index
     cdef char *places[5]
-    cdef rn_attention_item *items = <rn_attention_item *> malloc(count * sizeof(rn_attention_item))
-    if items == NULL:
-        raise MemoryError("scaled_dot_product_attention: no memory for the list of heads")
+    cdef char *kept = NULL if statistics is None else <char *> np.PyArray_DATA(<np.ndarray> statistics)
     for i in range(count):
         places[0] = <char *> np.PyArray_DATA(q)
         places[1] = <char *> np.PyArray_DATA(k)
@@ -166,13 +218,51 @@ cdef _attend(query, key, value, mask, bint causal, double scale, result, lead):
         items[i].mask_key = allowed.strides[ndim + 1] if mask is not None else 0
         items[i].causal = causal
         items[i].causal_shift = 0
-    cdef bint single = np.PyArray_TYPE(q) == np.NPY_FLOAT
+        items[i].statistics = NULL if kept == NULL else kept + i * 2 * items[i].length * item
+
+
+cdef _attend(query, key, value, mask, bint causal, double scale, result, lead, statistics):
+    cdef Py_ssize_t count = _product(lead)
+    cdef rn_attention_item *items = <rn_attention_item *> malloc(count * sizeof(rn_attention_item))
+    if items == NULL:
+        raise MemoryError("scaled_dot_product_attention: no memory for the list of heads")
+    query, key, value = _rows_adjacent(query), _rows_adjacent(key), _rows_adjacent(value)
+    _fill(items, query, key, value, mask, causal, scale, result, lead, statistics)
+    cdef bint single = np.PyArray_TYPE(<np.ndarray> query) == np.NPY_FLOAT
     cdef int failed
     with nogil:
         failed = rn_attention().items_f32(items, count) if single else rn_attention().items_f64(items, count)
         free(items)
     if failed:
         raise MemoryError("scaled_dot_product_attention: no memory for the keys and values of a head")
+
+
+cdef _attend_backward(query, key, value, mask, bint causal, double scale, y, lead, statistics, np.ndarray dy,
+                      np.ndarray dquery, np.ndarray dkey, np.ndarray dvalue):
+    """Write the cotangents of the broadcast arguments; all arrays but the mask are contiguous."""
+    cdef Py_ssize_t count = _product(lead), i, item = np.PyArray_ITEMSIZE(dy)
+    cdef rn_attention_item *items = <rn_attention_item *> malloc(count * sizeof(rn_attention_item))
+    cdef rn_attention_cotangents *heads = <rn_attention_cotangents *> malloc(count * sizeof(rn_attention_cotangents))
+    if items == NULL or heads == NULL:
+        free(items)
+        free(heads)
+        raise MemoryError("scaled_dot_product_attention_vjp: no memory for the list of heads")
+    _fill(items, query, key, value, mask, causal, scale, y, lead, statistics)
+    for i in range(count):
+        heads[i].item = items[i]
+        heads[i].dy = <char *> np.PyArray_DATA(dy) + i * items[i].length * items[i].width * item
+        heads[i].dy_stride = items[i].width
+        heads[i].dquery = <char *> np.PyArray_DATA(dquery) + i * items[i].length * items[i].depth * item
+        heads[i].dkey = <char *> np.PyArray_DATA(dkey) + i * items[i].keys * items[i].depth * item
+        heads[i].dvalue = <char *> np.PyArray_DATA(dvalue) + i * items[i].keys * items[i].width * item
+    cdef bint single = np.PyArray_TYPE(dy) == np.NPY_FLOAT
+    cdef int failed
+    with nogil:
+        failed = rn_attention().backward_f32(heads, count) if single else rn_attention().backward_f64(heads, count)
+        free(items)
+        free(heads)
+    if failed:
+        raise MemoryError("scaled_dot_product_attention_vjp: no memory for the blocks of a head")
 
 
 def multi_head_attention(x, weight_in, bias_in, weight_out, bias_out, *, heads, lengths=None, mask=None, causal=False,
@@ -191,6 +281,40 @@ def multi_head_attention(x, weight_in, bias_in, weight_out, bias_out, *, heads, 
             [2., 3.],
             [0., 0.]]])
     """
+    x, weight_in, mask = _sequences(x, weight_in, heads, lengths, mask)
+    sequences, positions = x.shape[:2]
+    projected = linear(x, weight_in, bias_in)
+    depth = weight_in.shape[1] // (3 * heads)
+    query, key, value = projected.reshape(sequences, positions, 3, heads, depth).transpose(2, 0, 3, 1, 4)
+    merged = numpy.empty((sequences, positions, heads * depth), x.dtype)
+    context = scaled_dot_product_attention(query, key, value, mask=mask, causal=causal, scale=scale)
+    merged.reshape(sequences, positions, heads, depth)[...] = context.transpose(0, 2, 1, 3)
+    return linear(merged, weight_out, bias_out)
+
+
+def multi_head_attention_vjp(x, weight_in, bias_in, weight_out, bias_out, *, heads, lengths=None, mask=None,
+                             causal=False, scale=None):
+    """Return :func:`multi_head_attention` and its pullback; see :func:`refnorm.attention.multi_head_attention_vjp`."""
+    x, weight_in, mask = _sequences(x, weight_in, heads, lengths, mask)
+    projected, project_pullback = linear_vjp(x, weight_in, bias_in)
+    query, key, value = split_heads(projected, heads)
+    context, attention_pullback = scaled_dot_product_attention_vjp(query, key, value, mask=mask, causal=causal, scale=scale)
+    sequences, positions = x.shape[:2]
+    width = weight_in.shape[1] // 3
+    merged = context.transpose(0, 2, 1, 3).reshape(sequences, positions, width)
+    y, out_pullback = linear_vjp(merged, weight_out, bias_out)
+
+    def pullback(dy):
+        dmerged, dweight_out, dbias_out = out_pullback(dy)
+        dcontext = dmerged.reshape(sequences, positions, heads, width // heads).transpose(0, 2, 1, 3)
+        dx, dweight_in, dbias_in = project_pullback(merge_heads(*attention_pullback(dcontext)))
+        return dx, dweight_in, dbias_in, dweight_out, dbias_out
+
+    return y, pullback
+
+
+def _sequences(x, weight_in, heads, lengths, mask):
+    """The input, the weight and the mask that keeps every sequence to itself."""
     x = _checks.float_array(x, "x", ndim=3)
     weight_in = _checks.float_array(weight_in, "weight_in", ndim=2)
     heads = _checks.whole(heads, "heads", low=1)
@@ -205,10 +329,4 @@ def multi_head_attention(x, weight_in, bias_in, weight_out, bias_out, *, heads, 
         inside = present[:, None, :, None] & present[:, None, None, :]
     if inside is not None:
         mask = inside if mask is None else inside & mask
-    projected = linear(x, weight_in, bias_in)
-    depth = weight_in.shape[1] // (3 * heads)
-    query, key, value = projected.reshape(sequences, positions, 3, heads, depth).transpose(2, 0, 3, 1, 4)
-    merged = numpy.empty((sequences, positions, heads * depth), x.dtype)
-    context = scaled_dot_product_attention(query, key, value, mask=mask, causal=causal, scale=scale)
-    merged.reshape(sequences, positions, heads, depth)[...] = context.transpose(0, 2, 1, 3)
-    return linear(merged, weight_out, bias_out)
+    return x, weight_in, mask

@@ -140,6 +140,99 @@ def test_multi_head_attention_follows_the_reference(dtype):
         np.testing.assert_allclose(got, expected, atol=10 * TOLERANCE[dtype])
 
 
+def cotangents_of(module, arrays, dy, **options):
+    y, pullback = module.scaled_dot_product_attention_vjp(*arrays, **options)
+    return [y, *pullback(dy)]
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("length", "keys"), [(1, 1), (5, 7), (32, 120), (33, 121), (130, 250), (64, 3), (7, 300)])
+def test_cotangents_follow_the_reference(dtype, masked, causal, length, keys):
+    rng = np.random.default_rng(length * keys)
+    arrays = [rng.standard_normal((2, n, width)).astype(dtype) for n, width in ((length, 24), (keys, 24), (keys, 20))]
+    dy = rng.standard_normal((2, length, 20)).astype(dtype)
+    mask = rng.random((2, length, keys)) < 0.4 if masked else None
+    if masked:
+        mask[0, length // 2] = False
+    options = {"mask": mask, "causal": causal, "scale": 0.3}
+    got = cotangents_of(fast, arrays, dy, **options)
+    expected = cotangents_of(reference, [a.astype(np.float64) for a in arrays], dy.astype(np.float64), **options)
+    for name, mine, theirs in zip(("y", "dquery", "dkey", "dvalue"), got, expected, strict=True):
+        assert mine.dtype == dtype
+        np.testing.assert_allclose(mine, theirs, atol=3 * TOLERANCE[dtype] * max(1, np.abs(theirs).max()), err_msg=name)
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 40), st.integers(0, 130), st.integers(1, 20), st.integers(0, 20), st.booleans(), st.integers(0, 2**32 - 1)
+)  # fmt: skip
+def test_cotangents_of_any_shape(length, keys, depth, width, causal, seed):
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal((2, *shape)) for shape in ((length, depth), (keys, depth), (keys, width))]
+    dy = rng.standard_normal((2, length, width))
+    got, expected = (cotangents_of(module, arrays, dy, causal=causal) for module in (fast, reference))
+    for mine, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-13)
+
+
+def test_cotangents_of_broadcast_arguments_are_summed():
+    rng = np.random.default_rng(15)
+    arrays = [rng.standard_normal(shape) for shape in ((2, 3, 50, 8), (3, 60, 8), (2, 1, 60, 5))]
+    dy = rng.standard_normal((2, 3, 50, 5))
+    got, expected = (cotangents_of(module, arrays, dy) for module in (fast, reference))
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine.shape == theirs.shape
+        np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8])
+@pytest.mark.parametrize("causal", [False, True])
+def test_cotangents_do_not_depend_on_the_number_of_threads(heads, causal):
+    """One head is split among the threads, which compute its scores twice; many are dealt out whole."""
+    rng = np.random.default_rng(16)
+    arrays = rng.standard_normal((3, heads, 300, 16)).astype(np.float32)
+    dy = rng.standard_normal((heads, 300, 16)).astype(np.float32)
+    with support.threads(1):
+        expected = cotangents_of(fast, arrays, dy, causal=causal)
+    for count in (2, 3):
+        with support.threads(count):
+            for mine, theirs in zip(cotangents_of(fast, arrays, dy, causal=causal), expected, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+
+
+def test_pullback_of_any_layout_and_again():
+    rng = np.random.default_rng(17)
+    arrays, dy = list(rng.standard_normal((3, 2, 40, 16))), rng.standard_normal((2, 40, 16))
+    expected = cotangents_of(fast, arrays, dy)
+    turned = [np.moveaxis(np.moveaxis(a, 0, 1).copy(), 1, 0) for a in (*arrays, dy)]
+    y, pullback = fast.scaled_dot_product_attention_vjp(*turned[:3])
+    y[...] = 0  # the result is the caller's
+    for _ in range(2):
+        for mine, theirs in zip(pullback(turned[3]), expected[1:], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(ValueError, match=r"dy: expected shape \(2, 40, 16\), got \(40, 16\)"):
+        pullback(dy[0])
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_multi_head_cotangents_follow_the_reference(dtype):
+    rng = np.random.default_rng(18)
+    x, dy = rng.standard_normal((3, 40, 32)).astype(dtype), rng.standard_normal((3, 40, 16)).astype(dtype)
+    weights = [(rng.standard_normal(shape) / 6).astype(dtype) for shape in ((32, 96), (96,), (32, 16), (16,))]
+    for biases in (True, False):
+        arguments = [w if biases or w.ndim == 2 else None for w in weights]
+        options = {"heads": 4, "lengths": np.array([3, 40, 0]), "causal": biases}
+        y, pullback = fast.multi_head_attention_vjp(x, *arguments, **options)
+        expected, expected_pullback = reference.multi_head_attention_vjp(x, *arguments, **options)
+        np.testing.assert_allclose(y, expected, atol=10 * TOLERANCE[dtype])
+        for mine, theirs in zip(pullback(dy), expected_pullback(dy), strict=True):
+            assert (mine is None) == (theirs is None)
+            if mine is not None:
+                np.testing.assert_allclose(mine, theirs, atol=10 * TOLERANCE[dtype] * np.abs(theirs).max())
+
+
 @pytest.mark.parametrize("lengths", [[5], [1, 1, 1], [3, 0, 70, 1], [256, 255, 600, 2], [], [0]])
 def test_packed_sequences(lengths):
     rng = np.random.default_rng(13)
