@@ -103,6 +103,8 @@ RN_INLINE vf64 heading_lanes(vf64 a, unit by) {
     .dist_back_##suffix = dist_back_##suffix, .scale_##suffix = scale_##suffix,                             \
     .factor_##suffix = factor_##suffix, .factor_back_##suffix = factor_back_##suffix,                       \
     .turn_##suffix = turn_##suffix, .turn_back_##suffix = turn_back_##suffix,                               \
+    .relu_##suffix = relu_##suffix, .relu_back_##suffix = relu_back_##suffix,                               \
+    .pair_dist_##suffix = pair_dist_##suffix,                                                               \
     .linear_back_##suffix = linear_back_##suffix, .gaps_back_##suffix = gaps_back_##suffix,                 \
     .turn_columns_##suffix = turn_columns_##suffix
 

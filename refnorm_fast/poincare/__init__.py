@@ -15,6 +15,10 @@ from refnorm_fast.poincare._ball import (
     mobius_scalar_mul,
     mobius_scalar_mul_vjp,
     project_ball_vjp,
+    relu,
+    relu_vjp,
+    residual_add,
+    residual_add_vjp,
     transport,
     transport_vjp,
 )
@@ -62,6 +66,10 @@ __all__ = [
     "mobius_scalar_mul_vjp",
     "project_ball",
     "project_ball_vjp",
+    "relu",
+    "relu_vjp",
+    "residual_add",
+    "residual_add_vjp",
     "transport",
     "transport_vjp",
 ]

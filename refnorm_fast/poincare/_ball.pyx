@@ -31,15 +31,20 @@ cdef extern from "ball.h":
         int (*turn_f64)(int, const double *, const double *, const double *, double *, size_t, size_t, double) nogil
         void (*turn_back_f32)(int, const float *, const float *, const float *, const float *, float *, float *, float *, double *, size_t, size_t, double) nogil
         void (*turn_back_f64)(int, const double *, const double *, const double *, const double *, double *, double *, double *, double *, size_t, size_t, double) nogil
+        int (*relu_f32)(const float *, float *, size_t, size_t, double, double) nogil
+        int (*relu_f64)(const double *, double *, size_t, size_t, double, double) nogil
+        void (*relu_back_f32)(const float *, const float *, float *, double *, size_t, size_t, double, double) nogil
+        void (*relu_back_f64)(const double *, const double *, double *, double *, size_t, size_t, double, double) nogil
     const rn_ball_table *rn_ball() nogil
 
-# The rest of Kind: a scaling as the maps along rays count it, the conformal factor, the two rotations.
+# The rest of Kind: a scaling as the maps along rays count it, the conformal factor, the two rotations, ReLU.
 cdef enum More:
     RAY_SCALE = 3
     FACTOR = 8
     GYRATION = 9
     TRANSPORT = 10
     SCALE = 11
+    RELU = 12
 
 
 cdef class _Points:
@@ -193,6 +198,11 @@ cdef class _Pullback:
                     table.factor_back_f32(<const float *> a, <const float *> up, <float *> da, sums, p.rows, p.length, p.c)
                 else:
                     table.factor_back_f64(<const double *> a, <const double *> up, <double *> da, sums, p.rows, p.length, p.c)
+            elif kind == RELU:
+                if p.single:
+                    table.relu_back_f32(<const float *> a, <const float *> up, <float *> da, sums, p.rows, p.length, p.c, self.margin)
+                else:
+                    table.relu_back_f64(<const double *> a, <const double *> up, <double *> da, sums, p.rows, p.length, p.c, self.margin)
             elif p.single:
                 table.turn_back_f32(kind == TRANSPORT, <const float *> a, <const float *> b, <const float *> d, <const float *> up, <float *> da, <float *> db, <float *> dd, sums, p.rows, p.length, p.c)
             else:
@@ -279,7 +289,7 @@ def dist_sq_vjp(x, y, curvature, *, axis=-1, check=True):
 # ---- what has no kernel in poincare.h --------------------------------------------------------------------------------
 
 
-cdef int _run_more(int kind, _Points p, np.ndarray z, kept, np.ndarray factors) except -1:
+cdef int _run_more(int kind, _Points p, np.ndarray z, kept, np.ndarray factors, double margin) except -1:
     cdef void *a = _data(p.rows_of[0])
     cdef void *b = _data(p.rows_of[1]) if len(p.rows_of) > 1 else NULL
     cdef void *d = _data(p.rows_of[2]) if len(p.rows_of) > 2 else NULL
@@ -305,6 +315,11 @@ cdef int _run_more(int kind, _Points p, np.ndarray z, kept, np.ndarray factors) 
                 outside = table.scale_f32(<const float *> a, of_rows, step, <float *> to, p.rows, p.length, p.c)
             else:
                 outside = table.scale_f64(<const double *> a, of_rows, step, <double *> to, p.rows, p.length, p.c)
+        elif kind == RELU:
+            if p.single:
+                outside = table.relu_f32(<const float *> a, <float *> to, p.rows, p.length, p.c, margin)
+            else:
+                outside = table.relu_f64(<const double *> a, <double *> to, p.rows, p.length, p.c, margin)
         elif p.single:
             outside = table.turn_f32(kind == TRANSPORT, <const float *> a, <const float *> b, <const float *> d, <float *> to, p.rows, p.length, p.c)
         else:
@@ -322,7 +337,7 @@ cdef bint _takes(out, _Points p):
     return True
 
 
-cdef _forward(int kind, tuple names, tuple given, curvature, axis, bint check, np.ndarray factors, out, again):
+cdef _forward(int kind, tuple names, tuple given, curvature, axis, bint check, np.ndarray factors, out, again, double margin=-1.0):
     cdef _Points p = _gather(names, given, curvature, axis, kind != FACTOR, False)
     cdef np.ndarray z
     if p is None:
@@ -336,14 +351,15 @@ cdef _forward(int kind, tuple names, tuple given, curvature, axis, bint check, n
         z = _scalars_like(p)
     else:
         z = out if _takes(out, p) else _fresh(p.rows_of[0])
-    if p.rows and _run_more(kind, p, z, None, factors) and check:
+    if p.rows and _run_more(kind, p, z, None, factors, margin) and check:
         return _store(again(given, check)[0], out)
     if z is out:
         return out
     return _store(p.scalars(z) if kind == FACTOR else p.vectors(z), out)
 
 
-cdef _forward_vjp(int kind, tuple names, tuple given, curvature, axis, bint check, np.ndarray factors, factor_dtype, again):
+cdef _forward_vjp(int kind, tuple names, tuple given, curvature, axis, bint check, np.ndarray factors, factor_dtype, again,
+                  double margin=-1.0):
     cdef _Points p = _gather(names, given, curvature, axis, kind != FACTOR, True)
     cdef np.ndarray z
     cdef _Pullback pullback
@@ -351,9 +367,9 @@ cdef _forward_vjp(int kind, tuple names, tuple given, curvature, axis, bint chec
         return again(given, check)
     cdef list room = _room_to_keep(p)
     z = _scalars_like(p) if kind == FACTOR else _fresh(p.rows_of[0])
-    if p.rows and _run_more(kind, p, z, room[0], factors) and check:
+    if p.rows and _run_more(kind, p, z, room[0], factors, margin) and check:
         return again(given, check)
-    pullback = _pullback(p, kind, -1.0, again)
+    pullback = _pullback(p, kind, margin, again)
     pullback.factors = factors
     pullback.factor_dtype = factor_dtype
     p.rows_of = None
@@ -430,3 +446,53 @@ def mobius_scalar_mul_vjp(scale, x, curvature, *, axis=-1, check=True):
     dtype = own.dtype if isinstance(own, numpy.ndarray) and own.dtype.kind == "f" else _float_array(x, "x").dtype
     return _forward_vjp(SCALE, ("x",), (x,), curvature, axis, check, factors, dtype, lambda points, checked:
                         reference.mobius_scalar_mul_vjp(own, *points, curvature, axis=axis, check=checked))
+
+
+def relu(x, curvature, *, axis=-1, check=True, project=True, out=None):
+    """ReLU of the points' logarithms; see :func:`refnorm.poincare.relu`. ``out`` takes the result."""
+    return _forward(RELU, ("x",), (x,), curvature, axis, check, None, out, lambda points, checked:
+                    reference.relu_vjp(*points, curvature, axis=axis, check=checked, project=project),
+                    _margin(_float_array(x, "x")) if project else -1.0)
+
+
+def relu_vjp(x, curvature, *, axis=-1, check=True, project=True):
+    """Return the points and their pullback ``dy -> (dx, dcurvature)``; see :func:`refnorm.poincare.relu_vjp`."""
+    return _forward_vjp(RELU, ("x",), (x,), curvature, axis, check, None, None, lambda points, checked:
+                        reference.relu_vjp(*points, curvature, axis=axis, check=checked, project=project),
+                        _margin(_float_array(x, "x")) if project else -1.0)
+
+
+ORDERS = reference._residual.ORDERS
+
+
+def residual_add(f, skip, curvature, *, order="fr", axis=-1, check=True, out=None):
+    """Möbius sum of a branch and its input; see :func:`refnorm.poincare.residual_add`. ``out`` takes the result."""
+    _checks.one_of(order, "order", ORDERS)
+    names, points = ("f", "skip"), (_float_array(f, "f"), _float_array(skip, "skip"))
+    if order == "rf":
+        names, points = names[::-1], points[::-1]
+    return _apply(ADD, names, points[0], points[1], curvature, axis, check, -1.0, out,
+                  lambda: reference.residual_add(f, skip, curvature, order=order, axis=axis, check=check))
+
+
+def residual_add_vjp(f, skip, curvature, *, order="fr", axis=-1, check=True):
+    """Return the sum and its pullback ``dy -> (df, dskip, dcurvature)``; see :func:`refnorm.poincare.residual_add_vjp`."""
+    _checks.one_of(order, "order", ORDERS)
+    names, points = ("f", "skip"), (_float_array(f, "f"), _float_array(skip, "skip"))
+    if order == "fr":
+        return _with_pullback(ADD, names, points, curvature, axis, check, -1.0, lambda pair, checked:
+                              reference.residual_add_vjp(*pair, curvature, axis=axis, check=checked))
+
+    def swapped(pullback):
+        def pull(dy):
+            first, second, dcurvature = pullback(dy)
+            return second, first, dcurvature
+
+        return pull
+
+    def again(pair, checked):
+        y, pullback = reference.residual_add_vjp(*pair[::-1], curvature, order="rf", axis=axis, check=checked)
+        return y, swapped(pullback)
+
+    y, pullback = _with_pullback(ADD, names[::-1], points[::-1], curvature, axis, check, -1.0, again)
+    return y, swapped(pullback)
