@@ -168,3 +168,22 @@ def residual_add_vjp(
     axis: int = -1,
     check: bool = True,
 ) -> tuple[Array[F], Pullback]: ...
+def mobius_matvec(
+    matrix: Array[F],
+    x: Array[F],
+    curvature: float | Array[F],
+    *,
+    axis: int = -1,
+    check: bool = True,
+    project: bool = False,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def mobius_matvec_vjp(
+    matrix: Array[F],
+    x: Array[F],
+    curvature: float | Array[F],
+    *,
+    axis: int = -1,
+    check: bool = True,
+    project: bool = False,
+) -> tuple[Array[F], Pullback]: ...

@@ -13,6 +13,8 @@ include "../_kernels/rows.pxi"
 
 include "points.pxi"
 
+from refnorm_fast.poincare import _core as core
+
 cdef extern from "ball.h":
     ctypedef struct rn_ball_table:
         void (*ray_back_f32)(int, const float *, const float *, float *, const double *, size_t, double *, double *, size_t, size_t, double, double) nogil
@@ -496,3 +498,76 @@ def residual_add_vjp(f, skip, curvature, *, order="fr", axis=-1, check=True):
 
     y, pullback = _with_pullback(ADD, names[::-1], points[::-1], curvature, axis, check, -1.0, again)
     return y, swapped(pullback)
+
+
+cdef _tangents_and_matrix(matrix, x, curvature, axis, bint check):
+    """What a product through the tangent space needs, or None if the reference has to look at the call: vectors on the last
+    axis and the matrix in the precision of the product, and the curvature. Short float32 vectors are widened."""
+    cdef object points = _float_array(x, "x"), weights = _float_array(matrix, "matrix")
+    if (_curvature(curvature) == 0 or points.ndim == 0 or type(axis) is not int or not -points.ndim <= axis < points.ndim
+            or weights.ndim != 2 or weights.dtype != points.dtype or weights.size == 0
+            or weights.shape[1] != points.shape[axis % points.ndim]):
+        return None
+    rows = numpy.moveaxis(points, axis, -1)
+    if check and points.size and _outside(numpy.ascontiguousarray(rows), _curvature(curvature)):
+        return None
+    work = numpy.float64 if weights.shape[1] < SHORT else points.dtype
+    return rows.astype(work, copy=False), weights.astype(work), numpy.float64(curvature)
+
+
+cdef _points_of_product(np.ndarray y, x, double curvature, axis):
+    """Points on the last axis in the dtype and with the axis of the call, inside the ball after rounding."""
+    cdef object dtype = _float_array(x, "x").dtype
+    cdef object rows = y if y.dtype == dtype else _rounded(y, curvature)
+    return numpy.moveaxis(rows, -1, axis)
+
+
+def mobius_matvec(matrix, x, curvature, *, axis=-1, check=True, project=False, out=None):
+    """Linear map through the tangent space; see :func:`refnorm.poincare.mobius_matvec`. ``out`` takes the result.
+
+    Notes
+    -----
+    float32 vectors of 32 entries and more are multiplied in float32, their logarithms and the products rounded to it.
+    """
+    given = _tangents_and_matrix(matrix, x, curvature, axis, check)
+    if given is None:
+        return _store(reference.mobius_matvec(matrix, x, curvature, axis=axis, check=check, project=project), out)
+    points, weights, c = given
+    y = numpy.ascontiguousarray(core.log0(points, c, check=False) @ weights.T)
+    core.exp0(y, c, project=False, out=y)
+    if project:
+        core.project_ball(y, c, eps=_margin(_float_array(x, "x")), out=y)
+    return _store(_points_of_product(y, x, c, axis), out)
+
+
+def mobius_matvec_vjp(matrix, x, curvature, *, axis=-1, check=True, project=False):
+    """Return the points and their pullback ``dy -> (dmatrix, dx, dcurvature)``;
+    see :func:`refnorm.poincare.mobius_matvec_vjp`."""
+    given = _tangents_and_matrix(matrix, x, curvature, axis, check)
+    if given is None:
+        return reference.mobius_matvec_vjp(matrix, x, curvature, axis=axis, check=check, project=project)
+    points, weights, c = given
+    dtype = _float_array(x, "x").dtype
+    curvature_dtype = curvature.dtype if isinstance(curvature, (numpy.ndarray, numpy.generic)) else dtype
+    tangents, back_log = log0_vjp(points, c, check=False)
+    y, back_exp = exp0_vjp(tangents @ weights.T, c, project=False)
+    back_clip = None
+    if project:
+        y, back_clip = project_ball_vjp(y, c, eps=_margin(_float_array(x, "x")))
+    result = _points_of_product(y, x, c, axis)
+    shape, work = result.shape, weights.dtype
+
+    def pullback(dy):
+        dy = numpy.asarray(dy)
+        _checks.shape(dy, "cotangent", shape)
+        u, total = numpy.moveaxis(dy, axis, -1).astype(work, copy=False), 0.0
+        for back in (back_clip, back_exp):
+            if back is not None:
+                u, terms = back(u)
+                total += terms
+        dx, terms = back_log(u @ weights)
+        dmatrix = numpy.reshape(u, (-1, weights.shape[0])).T @ numpy.reshape(tangents, (-1, weights.shape[1]))
+        return (dmatrix.astype(dtype, copy=False), numpy.moveaxis(dx, -1, axis).astype(dtype, copy=False),
+                numpy.asarray(total + terms, dtype=curvature_dtype))
+
+    return result, pullback

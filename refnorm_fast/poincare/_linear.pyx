@@ -37,9 +37,6 @@ cdef extern from "gemm.h":
         int (*linear)(const rn_linear_call *) nogil
     const rn_gemm_table *rn_gemm() nogil
 
-# A product of float32 vectors shorter than this is accumulated in float64.
-cdef size_t SHORT = 32
-
 # Largest cosh of a bias over a column's length, and smallest gap, for which float32 arithmetic cannot overflow.
 cdef double LARGEST_SLOPE = 1e12
 cdef double SMALLEST_GAP = 1e-18
@@ -323,15 +320,6 @@ def fully_connected_vjp(x, weight, bias, curvature, *, check=True, project=True)
     return _with_pullback(x, weight, bias, curvature, check, True, _margin(_float_array(x, "x")) if project else -1.0,
                           lambda points, matrix, offsets, checked: reference.fully_connected_vjp(
                               points, matrix, offsets, curvature, check=checked, project=project))
-
-
-cdef np.ndarray _rounded(np.ndarray y, double curvature):
-    """float64 points in float32, rounded inward where they would leave the ball."""
-    cdef np.ndarray result = y.astype(numpy.float32)
-    if _outside(result, curvature):
-        result = reference._frame.Frame(curvature, -1, False, x=result).leave_inside(
-            y * reference._frame.Frame(curvature, -1, False, x=result).unit)
-    return result
 
 
 cdef np.ndarray _empty(shape, dtype):

@@ -169,3 +169,16 @@ cdef _apply(Kind kind, tuple names, x, y, curvature, axis, bint check, double ma
     else:
         result = z if last else numpy.moveaxis(z, -1, axis)
     return _store(result, out)
+
+
+# A product of float32 vectors shorter than this is accumulated in float64.
+cdef size_t SHORT = 32
+
+
+cdef np.ndarray _rounded(np.ndarray y, double curvature):
+    """float64 points in float32, rounded inward where they would leave the ball."""
+    cdef np.ndarray result = y.astype(numpy.float32)
+    if _outside(result, curvature):
+        result = reference._frame.Frame(curvature, -1, False, x=result).leave_inside(
+            y * reference._frame.Frame(curvature, -1, False, x=result).unit)
+    return result
