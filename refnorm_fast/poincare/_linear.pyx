@@ -192,7 +192,10 @@ cdef class _Pullback:
         cdef np.ndarray m = _empty((a.rows, a.width), a.work), dgaps = numpy.empty(a.rows), terms = numpy.empty(a.rows)
         dlengths, dbias = self.pull_columns(g, m, dgaps, terms)
         cdef np.ndarray dx = _empty((a.rows, a.length), a.work), dweight = _empty((a.length, a.width), a.work)
-        numpy.matmul(m, matrix.T, out=dx)
+        if a.in_single:
+            _packed_product(m, a.rows, a.width, a.width, matrix, a.length, dx, True)
+        else:
+            numpy.matmul(m, matrix.T, out=dx)
         numpy.matmul(points.T, m, out=dweight)
         self.pull_gaps_and_lengths(points, matrix, dx, dweight, dgaps, terms, dlengths)
         return (numpy.reshape(dx.astype(a.dtype, copy=False), a.given_shape), dweight.astype(a.dtype, copy=False),
@@ -352,7 +355,9 @@ cdef bint _ordinary(np.ndarray squares, np.ndarray matrix):
     return not small.any() or not (<object> matrix)[:, small].any()
 
 
-cdef _packed_product(np.ndarray points, size_t rows, size_t length, size_t stride, np.ndarray matrix, size_t width, np.ndarray y):
+cdef _packed_product(np.ndarray points, size_t rows, size_t length, size_t stride, np.ndarray matrix, size_t width, np.ndarray y,
+                     bint transposed=False):
+    """`y = points @ matrix`, or with `transposed` the product with the transpose of a matrix (width, length)."""
     cdef const rn_gemm_table *table = rn_gemm()
     cdef np.npy_intp size = length * table.padded_width(width) + 16
     cdef np.ndarray room = rn_empty(1, &size, np.NPY_FLOAT)
@@ -377,7 +382,7 @@ cdef _packed_product(np.ndarray points, size_t rows, size_t length, size_t strid
     call.residual_stride = 0
     call.eps = 0
     with nogil:
-        table.pack(weight, width, 1, length, width, packed)
+        table.pack(weight, 1 if transposed else width, length if transposed else 1, length, width, packed)
         failed = table.linear(&call)
     if failed:
         raise MemoryError("fully_connected: no memory for a block of rows")
