@@ -37,6 +37,7 @@ RN_INLINE vf64 tanh_bend_lanes(vf64 s, vf64 ratio, vf64 slope) {
 /* 1/(1 - s^2) - artanh(s)/s, from `gap` = 1 - s^2 and `ratio` = artanh(s)/s: about 2 s^2/3 for small s */
 RN_INLINE vf64 artanh_bend_lanes(vf64 s, vf64 gap, vf64 ratio) {
     vf64 z = s * s, sum = vf64_set(56.0 / 57);
+#pragma GCC unroll 27 /* the coefficients become constants */
     for (int i = 26; i >= 0; i--) sum = vf64_fma(sum, z, vf64_set((double)(2 * i + 2) / (double)(2 * i + 3)));
     return vf64_select((vi64)(z <= ARTANH_SERIES_LIMIT), z * sum, 1.0 / gap - ratio);
 }
@@ -103,6 +104,8 @@ RN_INLINE vf64 heading_lanes(vf64 a, unit by) {
     .dist_back_##suffix = dist_back_##suffix, .scale_##suffix = scale_##suffix,                             \
     .factor_##suffix = factor_##suffix, .factor_back_##suffix = factor_back_##suffix,                       \
     .turn_##suffix = turn_##suffix, .turn_back_##suffix = turn_back_##suffix,                               \
+    .relu_##suffix = relu_##suffix, .relu_back_##suffix = relu_back_##suffix,                               \
+    .pair_dist_##suffix = pair_dist_##suffix,                                                               \
     .linear_back_##suffix = linear_back_##suffix, .gaps_back_##suffix = gaps_back_##suffix,                 \
     .turn_columns_##suffix = turn_columns_##suffix
 

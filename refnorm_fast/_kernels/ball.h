@@ -36,6 +36,12 @@ enum { RN_BALL_BLOCK = 64 };
     int (*factor_##suffix)(const T *x, size_t x_stride, T *z, T *kept, size_t rows, size_t length, double curvature); \
     void (*factor_back_##suffix)(const T *x, const T *g, T *dx, double *terms, size_t rows, size_t length,            \
                                  double curvature);                                                                   \
+    int (*relu_##suffix)(const T *x, T *z, size_t rows, size_t length, double curvature, double margin);              \
+    void (*relu_back_##suffix)(const T *x, const T *g, T *dx, double *terms, size_t rows, size_t length,              \
+                               double curvature, double margin);                                                      \
+    /* z[i][j], the distance from x_i to y_j or its square; room for n gaps. -1 if there is no memory. */              \
+    int (*pair_dist_##suffix)(int squared, const T *x, size_t n, const T *y, size_t m, T *z, double *gaps,            \
+                              size_t length, double curvature);                                                       \
     /* gyr[u, v] w, or with `carry` the transport of w from v to u: gap_u/gap_v gyr[u, -v] w */                       \
     int (*turn_##suffix)(int carry, const T *u, const T *v, const T *w, T *z, size_t rows, size_t length,             \
                          double curvature);                                                                           \

@@ -152,6 +152,113 @@ static int N(scale)(const T *x, const double *factors, size_t factor_step, T *z,
     return outside;
 }
 
+/* ---- ReLU: of e = x/|x| the part e_+ of positive coordinates, `share` = |e_+|, and tanh(share artanh(s)) along e_+ ------- */
+
+/* |max(x/|x|, 0)|; below the range of squares in larger units. */
+static double N(positive_share)(const T *x, size_t length, unit by) {
+    for (double scale = 1;; scale = 0x1p800) {
+        vf64 sum = {0};
+        EACH(x, a, {
+            vf64 e = heading_lanes(a, by);
+            e = vf64_select((vi64)(e < 0.0), vf64_set(0.0), e) * scale;
+            sum = vf64_fma(e, e, sum);
+        });
+        double square = vf64_sum(sum);
+        if (!(square < 1e-280) || scale != 1) return sqrt(square) / scale;
+    }
+}
+/* In `factor` the shares, in `travelled` share artanh(s), in `end` its tanh, in `turning` tanh(travelled)/(share s). */
+static int N(measure_relu)(const T *x, size_t rows, size_t length, double curvature, N(ray) * r, double *travelled,
+                           double *end, double *turning) {
+    double one = 1;
+    int outside = N(measure_rays)(RN_RAY_SCALE, x, &one, 0, rows, length, curvature, r);
+    for (size_t i = 0; i < BLOCK; i++) {
+        if (i < rows) r->factor[i] = N(positive_share)(x + i * length, length, unit_of(r->size[i]));
+        end[i] = travelled[i] = r->factor[i] * r->reach[i];
+    }
+    tanh_block(end, !SINGLE);
+    BLOCK_LANES SET(turning, ratio_lanes(AT(end), AT(travelled), vf64_set(1.0))
+                                 * ratio_lanes(AT(r->reach), AT(r->s), vf64_set(1.0)));
+    return outside;
+}
+
+static int N(relu)(const T *x, T *z, size_t rows, size_t length, double curvature, double margin) {
+    int outside = 0;
+    int threads = rn_threads(rows, (double)rows * (60.0 + 0.8 * (double)length));
+    RN_PARALLEL(threads) {
+        RN_SHARE(rows, first, last);
+        int mine = 0;
+        for (size_t row = first; row < last; row += BLOCK) {
+            size_t count = last - row < BLOCK ? last - row : BLOCK;
+            N(ray) r;
+            double travelled[BLOCK], end[BLOCK], turning[BLOCK];
+            mine |= N(measure_relu)(x + row * length, count, length, curvature, &r, travelled, end, turning);
+            for (size_t i = 0; i < count; i++) {
+                const T *from = x + (row + i) * length;
+                T *to = z + (row + i) * length;
+                double scale = turning[i];
+                if (margin >= 0 && end[i] > 1 - margin) scale = (1 - margin) / (r.factor[i] * r.s[i]);
+                EACH(from, a, { PUT(to, vf64_select((vi64)(a <= 0.0), vf64_set(0.0), a * scale)); });
+                if (!(end[i] < 1 - 1e-4)) N(inside)(to, length, curvature);
+            }
+        }
+        if (mine) __atomic_store_n(&outside, 1, __ATOMIC_RELAXED);
+    }
+    return outside;
+}
+
+/* Length and direction of x are pulled back one by one: near the boundary the length's part is what is left when all
+ * across has cancelled. */
+static double N(relu_back_row)(const T *x, const T *g, T *dx, size_t length, double curvature, double margin,
+                               const N(ray) * r, size_t i, double end, double turning, double slope, double bend) {
+    double root = sqrt(curvature), share = r->factor[i], straight = r->s[i] > 0 ? r->reach[i] / r->s[i] : 1;
+    unit by = unit_of(r->size[i]), by_share = unit_of(share);
+    vf64 sum = {0};
+#define UPWARD(e) heading_lanes(vf64_select((vi64)((e) < 0.0), vf64_set(0.0), (e)), by_share)
+    EACH_PAIR(x, g, a, u, {
+        vf64 e = heading_lanes(a, by);
+        sum = vf64_fma(u, UPWARD(e), sum);
+    });
+    double radial = vf64_sum(sum), shrink = 1, removed = 0, terms = 0;
+    if (margin >= 0 && end > 1 - margin) {
+        /* The projection leaves the part across, which turns the direction alone. */
+        shrink = (1 - margin) / end;
+        removed = radial;
+        terms = -(1 - margin) / (2 * curvature * root) * radial;
+        radial = 0;
+    }
+    double across = turning * shrink, tilt = slope * straight * radial;
+    double along = slope * share * radial / r->gap[i];
+    EACH_PAIR(x, g, a, u, {
+        vf64 e = heading_lanes(a, by), h = UPWARD(e);
+        vf64 rest = vf64_fma(h, vf64_set(-(radial + removed)), u) * across;
+        rest = vf64_select((vi64)(e > 0.0), rest, vf64_set(0.0));
+        PUT(dx, vf64_fma(vf64_fma(e, vf64_set(-share), h), vf64_set(tilt), vf64_fma(e, vf64_set(along), rest)));
+    });
+#undef UPWARD
+    return terms + radial * bend;
+}
+static void N(relu_back)(const T *x, const T *g, T *dx, double *terms, size_t rows, size_t length, double curvature,
+                         double margin) {
+    int threads = rn_threads(rows, (double)rows * (80.0 + 1.5 * (double)length));
+    RN_PARALLEL(threads) {
+        RN_SHARE(rows, first, last);
+        for (size_t row = first; row < last; row += BLOCK) {
+            size_t count = last - row < BLOCK ? last - row : BLOCK;
+            N(ray) r;
+            double travelled[BLOCK], end[BLOCK], turning[BLOCK], slope[BLOCK];
+            N(measure_relu)(x + row * length, count, length, curvature, &r, travelled, end, turning);
+            N(scale_slopes)(&r, curvature);
+            BLOCK_LANES SET(slope, sech_square_lanes(AT(travelled)));
+            for (size_t i = 0; i < count; i++) {
+                size_t at = (row + i) * length;
+                terms[row + i] = N(relu_back_row)(x + at, g + at, dx + at, length, curvature, margin, &r, i, end[i], turning[i],
+                                                  slope[i], r.bend[i]);
+            }
+        }
+    }
+}
+
 /* ---- the conformal factor 2/gap ------------------------------------------------------------------------------ */
 
 static int N(factor)(const T *x, size_t x_stride, T *z, T *kept, size_t rows, size_t length, double curvature) {
@@ -273,6 +380,68 @@ static void N(dist_back)(int squared, const T *x, const T *y, const T *g, T *dx,
                                last - row < BLOCK ? last - row : BLOCK, length, curvature);
         }
     }
+}
+
+/* All distances between n points and m points, without the products <x,y>: those cancel for near points. Lanes are points
+ * of y, whose coordinates lie side by side in `tile`; PAIR_ROWS points of x share each load of them. */
+#define PAIR_ROWS 4
+static void N(pair_tile)(int squared, const T *x, const double *gaps_x, size_t count, const T *y, const double *tile,
+                         const double *gaps_y, T *z, size_t z_stride, size_t lanes, size_t length, double curvature) {
+    double root = sqrt(curvature);
+    vf64 sum[PAIR_ROWS] = {{0}};
+    const T *row[PAIR_ROWS];
+    for (size_t i = 0; i < PAIR_ROWS; i++) row[i] = x + (i < count ? i : 0) * length;
+    for (size_t k = 0; k < length; k++) {
+        vf64 y = vf64_load(tile + k * VF64);
+        for (size_t i = 0; i < PAIR_ROWS; i++) {
+            vf64 way = (double)row[i][k] - y;
+            sum[i] = vf64_fma(way, way, sum[i]);
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        vf64 size = vf64_sqrt(sum[i]);
+        /* Squares out of range: points that coincide, or nearly so. */
+        if (vi64_any((vi64)(sum[i] < 1e-280)))
+            for (size_t j = 0; j < lanes; j++)
+                if (size[j] < 1e-140) size[j] = N(length_of)(x + i * length, y + j * length, -1.0, length);
+        vf64 p = root * size / vf64_sqrt(gaps_x[i] * vf64_load(gaps_y));
+        vf64 d = 2 / root * (SINGLE ? arsinh_lanes_wide(p) : arsinh_lanes_full(p));
+        if (squared) d *= d;
+        if (lanes == VF64)
+            STORE(z + i * z_stride, d);
+        else
+            N(store_part)(z + i * z_stride, lanes, d);
+    }
+}
+static int N(pair_dist)(int squared, const T *x, size_t n, const T *y, size_t m, T *z, double *gaps, size_t length,
+                        double curvature) {
+    int outside = 0;
+    int threads = rn_threads((n + PAIR_ROWS - 1) / PAIR_ROWS, (double)n * (double)m * (4.0 + 0.15 * (double)length));
+    size_t tiles = (m + VF64 - 1) / VF64;
+    double square, *room = rn_block_alloc(tiles * VF64 * (length + 1) * sizeof(double));
+    if (room == NULL) return -1;
+    double *gaps_y = room + tiles * VF64 * length;
+    for (size_t j = 0; j < tiles * VF64; j++) {
+        const T *from = y + (j < m ? j : 0) * length;
+        gaps_y[j] = N(gap_of)(from, length, curvature, &square);
+        outside |= gaps_y[j] <= 0;
+        for (size_t k = 0; k < length; k++) room[j / VF64 * VF64 * length + k * VF64 + j % VF64] = (double)from[k];
+    }
+    for (size_t i = 0; i < n; i++) {
+        gaps[i] = N(gap_of)(x + i * length, length, curvature, &square);
+        outside |= gaps[i] <= 0;
+    }
+    RN_PARALLEL(threads) {
+        RN_SHARE((n + PAIR_ROWS - 1) / PAIR_ROWS, first, last);
+        for (size_t group = first; group < last; group++) {
+            size_t i = group * PAIR_ROWS, count = n - i < PAIR_ROWS ? n - i : PAIR_ROWS;
+            for (size_t tile = 0; tile < tiles; tile++)
+                N(pair_tile)(squared, x + i * length, gaps + i, count, y + tile * VF64 * length, room + tile * VF64 * length, gaps_y + tile * VF64,
+                             z + i * m + tile * VF64, m, m - tile * VF64 < VF64 ? m - tile * VF64 : VF64, length, curvature);
+        }
+    }
+    rn_block_free(room);
+    return outside;
 }
 
 /* v = gap_x A/sqrt(c) e: its length's part follows from the first variation, its direction's from the part of g across. */

@@ -185,10 +185,24 @@ static void N(gaps_back)(const T *x, const double *dgaps, T *dx, double *terms, 
 /* In place, columns d of a (depth, width) matrix: d - <d,e> e + dlength e with e = z/|z|, of the columns z of `weight`. */
 static void N(turn_columns)(T *d, const T *weight, const double *lengths, const double *dlengths, double *along, size_t depth,
                             size_t width) {
-    for (size_t k = 0; k < width; k++) along[k] = -dlengths[k];
-    for (size_t i = 0; i < depth; i++)
-        for (size_t k = 0; k < width; k++) along[k] += (double)d[i * width + k] * ((double)weight[i * width + k] / lengths[k]);
-    for (size_t i = 0; i < depth; i++)
-        for (size_t k = 0; k < width; k++)
-            d[i * width + k] = (T)((double)d[i * width + k] - along[k] * ((double)weight[i * width + k] / lengths[k]));
+    int threads = rn_threads((width + 63) / 64, 1.5 * (double)depth * (double)width);
+    RN_PARALLEL(threads) {
+        RN_SHARE((width + 63) / 64, first, last);
+        for (size_t group = first; group < last; group++) {
+            size_t from = group * 64, count = width - from < 64 ? width - from : 64;
+            double *restrict sums = along + from;
+            const double *restrict sizes = lengths + from;
+            for (size_t k = 0; k < count; k++) sums[k] = -dlengths[from + k];
+            for (size_t i = 0; i < depth; i++) {
+                const T *restrict turned = d + i * width + from, *restrict z = weight + i * width + from;
+                for (size_t k = 0; k < count; k++) sums[k] += (double)turned[k] * ((double)z[k] / sizes[k]);
+            }
+            for (size_t i = 0; i < depth; i++) {
+                T *restrict turned = d + i * width + from;
+                const T *restrict z = weight + i * width + from;
+                for (size_t k = 0; k < count; k++)
+                    turned[k] = (T)((double)turned[k] - sums[k] * ((double)z[k] / sizes[k]));
+            }
+        }
+    }
 }

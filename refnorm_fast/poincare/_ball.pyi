@@ -132,3 +132,58 @@ def mobius_scalar_mul_vjp(
     axis: int = -1,
     check: bool = True,
 ) -> tuple[Array[F], Pullback]: ...
+def relu(
+    x: Array[F],
+    curvature: float | Array[F],
+    *,
+    axis: int = -1,
+    check: bool = True,
+    project: bool = True,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def relu_vjp(
+    x: Array[F],
+    curvature: float | Array[F],
+    *,
+    axis: int = -1,
+    check: bool = True,
+    project: bool = True,
+) -> tuple[Array[F], Pullback]: ...
+def residual_add(
+    f: Array[F],
+    skip: Array[F],
+    curvature: float | Array[F],
+    *,
+    order: str = "fr",
+    axis: int = -1,
+    check: bool = True,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def residual_add_vjp(
+    f: Array[F],
+    skip: Array[F],
+    curvature: float | Array[F],
+    *,
+    order: str = "fr",
+    axis: int = -1,
+    check: bool = True,
+) -> tuple[Array[F], Pullback]: ...
+def mobius_matvec(
+    matrix: Array[F],
+    x: Array[F],
+    curvature: float | Array[F],
+    *,
+    axis: int = -1,
+    check: bool = True,
+    project: bool = False,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def mobius_matvec_vjp(
+    matrix: Array[F],
+    x: Array[F],
+    curvature: float | Array[F],
+    *,
+    axis: int = -1,
+    check: bool = True,
+    project: bool = False,
+) -> tuple[Array[F], Pullback]: ...

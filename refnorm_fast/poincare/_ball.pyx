@@ -13,6 +13,8 @@ include "../_kernels/rows.pxi"
 
 include "points.pxi"
 
+from refnorm_fast.poincare import _core as core
+
 cdef extern from "ball.h":
     ctypedef struct rn_ball_table:
         void (*ray_back_f32)(int, const float *, const float *, float *, const double *, size_t, double *, double *, size_t, size_t, double, double) nogil
@@ -31,15 +33,20 @@ cdef extern from "ball.h":
         int (*turn_f64)(int, const double *, const double *, const double *, double *, size_t, size_t, double) nogil
         void (*turn_back_f32)(int, const float *, const float *, const float *, const float *, float *, float *, float *, double *, size_t, size_t, double) nogil
         void (*turn_back_f64)(int, const double *, const double *, const double *, const double *, double *, double *, double *, double *, size_t, size_t, double) nogil
+        int (*relu_f32)(const float *, float *, size_t, size_t, double, double) nogil
+        int (*relu_f64)(const double *, double *, size_t, size_t, double, double) nogil
+        void (*relu_back_f32)(const float *, const float *, float *, double *, size_t, size_t, double, double) nogil
+        void (*relu_back_f64)(const double *, const double *, double *, double *, size_t, size_t, double, double) nogil
     const rn_ball_table *rn_ball() nogil
 
-# The rest of Kind: a scaling as the maps along rays count it, the conformal factor, the two rotations.
+# The rest of Kind: a scaling as the maps along rays count it, the conformal factor, the two rotations, ReLU.
 cdef enum More:
     RAY_SCALE = 3
     FACTOR = 8
     GYRATION = 9
     TRANSPORT = 10
     SCALE = 11
+    RELU = 12
 
 
 cdef class _Points:
@@ -193,6 +200,11 @@ cdef class _Pullback:
                     table.factor_back_f32(<const float *> a, <const float *> up, <float *> da, sums, p.rows, p.length, p.c)
                 else:
                     table.factor_back_f64(<const double *> a, <const double *> up, <double *> da, sums, p.rows, p.length, p.c)
+            elif kind == RELU:
+                if p.single:
+                    table.relu_back_f32(<const float *> a, <const float *> up, <float *> da, sums, p.rows, p.length, p.c, self.margin)
+                else:
+                    table.relu_back_f64(<const double *> a, <const double *> up, <double *> da, sums, p.rows, p.length, p.c, self.margin)
             elif p.single:
                 table.turn_back_f32(kind == TRANSPORT, <const float *> a, <const float *> b, <const float *> d, <const float *> up, <float *> da, <float *> db, <float *> dd, sums, p.rows, p.length, p.c)
             else:
@@ -279,7 +291,7 @@ def dist_sq_vjp(x, y, curvature, *, axis=-1, check=True):
 # ---- what has no kernel in poincare.h --------------------------------------------------------------------------------
 
 
-cdef int _run_more(int kind, _Points p, np.ndarray z, kept, np.ndarray factors) except -1:
+cdef int _run_more(int kind, _Points p, np.ndarray z, kept, np.ndarray factors, double margin) except -1:
     cdef void *a = _data(p.rows_of[0])
     cdef void *b = _data(p.rows_of[1]) if len(p.rows_of) > 1 else NULL
     cdef void *d = _data(p.rows_of[2]) if len(p.rows_of) > 2 else NULL
@@ -305,6 +317,11 @@ cdef int _run_more(int kind, _Points p, np.ndarray z, kept, np.ndarray factors) 
                 outside = table.scale_f32(<const float *> a, of_rows, step, <float *> to, p.rows, p.length, p.c)
             else:
                 outside = table.scale_f64(<const double *> a, of_rows, step, <double *> to, p.rows, p.length, p.c)
+        elif kind == RELU:
+            if p.single:
+                outside = table.relu_f32(<const float *> a, <float *> to, p.rows, p.length, p.c, margin)
+            else:
+                outside = table.relu_f64(<const double *> a, <double *> to, p.rows, p.length, p.c, margin)
         elif p.single:
             outside = table.turn_f32(kind == TRANSPORT, <const float *> a, <const float *> b, <const float *> d, <float *> to, p.rows, p.length, p.c)
         else:
@@ -322,7 +339,7 @@ cdef bint _takes(out, _Points p):
     return True
 
 
-cdef _forward(int kind, tuple names, tuple given, curvature, axis, bint check, np.ndarray factors, out, again):
+cdef _forward(int kind, tuple names, tuple given, curvature, axis, bint check, np.ndarray factors, out, again, double margin=-1.0):
     cdef _Points p = _gather(names, given, curvature, axis, kind != FACTOR, False)
     cdef np.ndarray z
     if p is None:
@@ -336,14 +353,15 @@ cdef _forward(int kind, tuple names, tuple given, curvature, axis, bint check, n
         z = _scalars_like(p)
     else:
         z = out if _takes(out, p) else _fresh(p.rows_of[0])
-    if p.rows and _run_more(kind, p, z, None, factors) and check:
+    if p.rows and _run_more(kind, p, z, None, factors, margin) and check:
         return _store(again(given, check)[0], out)
     if z is out:
         return out
     return _store(p.scalars(z) if kind == FACTOR else p.vectors(z), out)
 
 
-cdef _forward_vjp(int kind, tuple names, tuple given, curvature, axis, bint check, np.ndarray factors, factor_dtype, again):
+cdef _forward_vjp(int kind, tuple names, tuple given, curvature, axis, bint check, np.ndarray factors, factor_dtype, again,
+                  double margin=-1.0):
     cdef _Points p = _gather(names, given, curvature, axis, kind != FACTOR, True)
     cdef np.ndarray z
     cdef _Pullback pullback
@@ -351,9 +369,9 @@ cdef _forward_vjp(int kind, tuple names, tuple given, curvature, axis, bint chec
         return again(given, check)
     cdef list room = _room_to_keep(p)
     z = _scalars_like(p) if kind == FACTOR else _fresh(p.rows_of[0])
-    if p.rows and _run_more(kind, p, z, room[0], factors) and check:
+    if p.rows and _run_more(kind, p, z, room[0], factors, margin) and check:
         return again(given, check)
-    pullback = _pullback(p, kind, -1.0, again)
+    pullback = _pullback(p, kind, margin, again)
     pullback.factors = factors
     pullback.factor_dtype = factor_dtype
     p.rows_of = None
@@ -430,3 +448,126 @@ def mobius_scalar_mul_vjp(scale, x, curvature, *, axis=-1, check=True):
     dtype = own.dtype if isinstance(own, numpy.ndarray) and own.dtype.kind == "f" else _float_array(x, "x").dtype
     return _forward_vjp(SCALE, ("x",), (x,), curvature, axis, check, factors, dtype, lambda points, checked:
                         reference.mobius_scalar_mul_vjp(own, *points, curvature, axis=axis, check=checked))
+
+
+def relu(x, curvature, *, axis=-1, check=True, project=True, out=None):
+    """ReLU of the points' logarithms; see :func:`refnorm.poincare.relu`. ``out`` takes the result."""
+    return _forward(RELU, ("x",), (x,), curvature, axis, check, None, out, lambda points, checked:
+                    reference.relu_vjp(*points, curvature, axis=axis, check=checked, project=project),
+                    _margin(_float_array(x, "x")) if project else -1.0)
+
+
+def relu_vjp(x, curvature, *, axis=-1, check=True, project=True):
+    """Return the points and their pullback ``dy -> (dx, dcurvature)``; see :func:`refnorm.poincare.relu_vjp`."""
+    return _forward_vjp(RELU, ("x",), (x,), curvature, axis, check, None, None, lambda points, checked:
+                        reference.relu_vjp(*points, curvature, axis=axis, check=checked, project=project),
+                        _margin(_float_array(x, "x")) if project else -1.0)
+
+
+ORDERS = reference._residual.ORDERS
+
+
+def residual_add(f, skip, curvature, *, order="fr", axis=-1, check=True, out=None):
+    """Möbius sum of a branch and its input; see :func:`refnorm.poincare.residual_add`. ``out`` takes the result."""
+    _checks.one_of(order, "order", ORDERS)
+    names, points = ("f", "skip"), (_float_array(f, "f"), _float_array(skip, "skip"))
+    if order == "rf":
+        names, points = names[::-1], points[::-1]
+    return _apply(ADD, names, points[0], points[1], curvature, axis, check, -1.0, out,
+                  lambda: reference.residual_add(f, skip, curvature, order=order, axis=axis, check=check))
+
+
+def residual_add_vjp(f, skip, curvature, *, order="fr", axis=-1, check=True):
+    """Return the sum and its pullback ``dy -> (df, dskip, dcurvature)``; see :func:`refnorm.poincare.residual_add_vjp`."""
+    _checks.one_of(order, "order", ORDERS)
+    names, points = ("f", "skip"), (_float_array(f, "f"), _float_array(skip, "skip"))
+    if order == "fr":
+        return _with_pullback(ADD, names, points, curvature, axis, check, -1.0, lambda pair, checked:
+                              reference.residual_add_vjp(*pair, curvature, axis=axis, check=checked))
+
+    def swapped(pullback):
+        def pull(dy):
+            first, second, dcurvature = pullback(dy)
+            return second, first, dcurvature
+
+        return pull
+
+    def again(pair, checked):
+        y, pullback = reference.residual_add_vjp(*pair[::-1], curvature, order="rf", axis=axis, check=checked)
+        return y, swapped(pullback)
+
+    y, pullback = _with_pullback(ADD, names[::-1], points[::-1], curvature, axis, check, -1.0, again)
+    return y, swapped(pullback)
+
+
+cdef _tangents_and_matrix(matrix, x, curvature, axis, bint check):
+    """What a product through the tangent space needs, or None if the reference has to look at the call: vectors on the last
+    axis and the matrix in the precision of the product, and the curvature. Short float32 vectors are widened."""
+    cdef object points = _float_array(x, "x"), weights = _float_array(matrix, "matrix")
+    if (_curvature(curvature) == 0 or points.ndim == 0 or type(axis) is not int or not -points.ndim <= axis < points.ndim
+            or weights.ndim != 2 or weights.dtype != points.dtype or weights.size == 0
+            or weights.shape[1] != points.shape[axis % points.ndim]):
+        return None
+    rows = numpy.moveaxis(points, axis, -1)
+    if check and points.size and _outside(_in_order(rows), _curvature(curvature)):
+        return None
+    work = numpy.float64 if weights.shape[1] < SHORT else points.dtype
+    return rows.astype(work, copy=False), weights.astype(work), numpy.float64(curvature)
+
+
+cdef _points_of_product(np.ndarray y, x, double curvature, axis):
+    """Points on the last axis in the dtype and with the axis of the call, inside the ball after rounding."""
+    cdef object dtype = _float_array(x, "x").dtype
+    cdef object rows = y if y.dtype == dtype else _rounded(y, curvature)
+    return numpy.moveaxis(rows, -1, axis)
+
+
+def mobius_matvec(matrix, x, curvature, *, axis=-1, check=True, project=False, out=None):
+    """Linear map through the tangent space; see :func:`refnorm.poincare.mobius_matvec`. ``out`` takes the result.
+
+    Notes
+    -----
+    float32 vectors of 32 entries and more are multiplied in float32, their logarithms and the products rounded to it.
+    """
+    given = _tangents_and_matrix(matrix, x, curvature, axis, check)
+    if given is None:
+        return _store(reference.mobius_matvec(matrix, x, curvature, axis=axis, check=check, project=project), out)
+    points, weights, c = given
+    y = _in_order(core.log0(points, c, check=False) @ weights.T)
+    core.exp0(y, c, project=False, out=y)
+    if project:
+        core.project_ball(y, c, eps=_margin(_float_array(x, "x")), out=y)
+    return _store(_points_of_product(y, x, c, axis), out)
+
+
+def mobius_matvec_vjp(matrix, x, curvature, *, axis=-1, check=True, project=False):
+    """Return the points and their pullback ``dy -> (dmatrix, dx, dcurvature)``;
+    see :func:`refnorm.poincare.mobius_matvec_vjp`."""
+    given = _tangents_and_matrix(matrix, x, curvature, axis, check)
+    if given is None:
+        return reference.mobius_matvec_vjp(matrix, x, curvature, axis=axis, check=check, project=project)
+    points, weights, c = given
+    dtype = _float_array(x, "x").dtype
+    curvature_dtype = curvature.dtype if isinstance(curvature, (numpy.ndarray, numpy.generic)) else dtype
+    tangents, back_log = log0_vjp(points, c, check=False)
+    y, back_exp = exp0_vjp(tangents @ weights.T, c, project=False)
+    back_clip = None
+    if project:
+        y, back_clip = project_ball_vjp(y, c, eps=_margin(_float_array(x, "x")))
+    result = _points_of_product(y, x, c, axis)
+    shape, work = result.shape, weights.dtype
+
+    def pullback(dy):
+        dy = numpy.asarray(dy)
+        _checks.shape(dy, "cotangent", shape)
+        u, total = numpy.moveaxis(dy, axis, -1).astype(work, copy=False), 0.0
+        for back in (back_clip, back_exp):
+            if back is not None:
+                u, terms = back(u)
+                total += terms
+        dx, terms = back_log(u @ weights)
+        dmatrix = numpy.reshape(u, (-1, weights.shape[0])).T @ numpy.reshape(tangents, (-1, weights.shape[1]))
+        return (dmatrix.astype(dtype, copy=False), numpy.moveaxis(dx, -1, axis).astype(dtype, copy=False),
+                numpy.asarray(total + terms, dtype=curvature_dtype))
+
+    return result, pullback

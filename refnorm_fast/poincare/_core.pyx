@@ -10,54 +10,12 @@ include "../_kernels/rows.pxi"
 
 include "points.pxi"
 
-cdef _apply(Kind kind, tuple names, x, y, curvature, axis, bint check, double margin, out, fallback):
-    """Run a kernel; whatever is unusual or wrong goes to ``fallback``, the reference, which raises or computes it."""
-    cdef np.ndarray a = _float_array(x, names[0])
-    cdef np.ndarray b = None
-    cdef np.ndarray z
-    cdef double c = _curvature(curvature)
-    cdef size_t rows, length, x_stride, y_stride = 0
-    cdef int ndim = np.PyArray_NDIM(a)
-    if y is not None:
-        b = _float_array(y, names[1])
-    if (c == 0 or ndim == 0 or type(axis) is not int or not -ndim <= axis < ndim or np.PyArray_DIM(a, axis % ndim) == 0
-            or (b is not None and (np.PyArray_TYPE(a) != np.PyArray_TYPE(b) or not _same_shape(a, b)))):
-        return _store(fallback(), out)
-    shape = (<object> a).shape
-    last = axis % ndim == ndim - 1
-    if not last:
-        a = _in_order(numpy.moveaxis(a, axis, -1))
-        b = None if b is None else _in_order(numpy.moveaxis(b, axis, -1))
-    a = _rows(a, &rows, &length, &x_stride)
-    if b is not None:
-        b = _rows(b, &rows, &length, &y_stride)
-    direct = False
-    if out is not None:
-        if kind >= DIST:
-            _check_scalars(out, a, shape, axis % ndim)
-        else:
-            _check_out(out, _float_array(x, names[0]))
-        direct = (last and out.flags.c_contiguous and out.flags.aligned
-                  and (_identical(a, out) or _apart(a, out)) and (b is None or _identical(b, out) or _apart(b, out)))
-    if direct:
-        z = out
-    elif kind >= DIST:
-        z = numpy.empty((<object> a).shape[: ndim - 1], a.dtype)
-    else:
-        z = _fresh(a)
-    # In place, an argument is gone when a point turns out to lie outside; so look first.
-    if direct and check and kind < DIST and kind != EXP0 and kind != PROJECT and (_identical(a, out) or (b is not None and _identical(b, out))):
-        if _outside(a, c) or (b is not None and kind != EXPMAP and _outside(b, c)):
-            return _store(fallback(), out)
-    if rows and _run(kind, a, b, z, None, None, rows, length, x_stride, y_stride, c, margin) and check:
-        return _store(fallback(), out)
-    if direct:
-        return out
-    if kind >= DIST:
-        result = z if ndim > 1 else z[()]
-    else:
-        result = z if last else numpy.moveaxis(z, -1, axis)
-    return _store(result, out)
+cdef extern from "ball.h":
+    ctypedef struct rn_ball_table:
+        int (*pair_dist_f32)(int, const float *, size_t, const float *, size_t, float *, double *, size_t, double) nogil
+        int (*pair_dist_f64)(int, const double *, size_t, const double *, size_t, double *, double *, size_t, double) nogil
+    const rn_ball_table *rn_ball() nogil
+
 
 
 def mobius_add(x, y, curvature, *, axis=-1, check=True, out=None):
@@ -99,13 +57,57 @@ def logmap(x, y, curvature, *, axis=-1, check=True, out=None):
                   lambda: reference.logmap(x, y, curvature, axis=axis, check=check))
 
 
+cdef bint _all_pairs(x, y, curvature, axis):
+    """Whether the arguments are views (n, m, d) of n and of m points, each repeated for all of the other."""
+    return (type(x) is numpy.ndarray and type(y) is numpy.ndarray and x.ndim == 3 and x.shape == y.shape and x.dtype == y.dtype
+            and x.dtype.type in (numpy.float32, numpy.float64) and axis in (-1, 2) and x.size > 0 and _curvature(curvature) != 0
+            and x.strides[1] == 0 and y.strides[0] == 0 and x.shape[0] > 1 and x.shape[1] > 1)
+
+
+cdef _pair_distances(Kind kind, x, y, curvature, bint check, out, fallback):
+    """All distances between points, from the points once, not from their repetitions."""
+    cdef np.ndarray a = _in_order(_float_array(x[:, 0], "x")), b = numpy.ascontiguousarray(_float_array(y[0], "y"))
+    cdef np.ndarray z, room
+    cdef size_t n = np.PyArray_DIM(a, 0), m = np.PyArray_DIM(b, 0), length = np.PyArray_DIM(a, 1)
+    cdef double c = _curvature(curvature)
+    cdef bint single = np.PyArray_TYPE(a) == np.NPY_FLOAT
+    cdef int outside
+    if out is not None:
+        _check_out(out, numpy.broadcast_to(numpy.empty(1, a.dtype), x.shape[:2]))
+    direct = (out is not None and out.flags.c_contiguous and out.flags.aligned and _apart(a, out) and _apart(b, out))
+    z = out if direct else numpy.empty((n, m), a.dtype)
+    room = numpy.empty(n)
+    cdef const void *of_x = np.PyArray_DATA(a)
+    cdef const void *of_y = np.PyArray_DATA(b)
+    cdef void *to = np.PyArray_DATA(z)
+    cdef double *gaps = <double *> np.PyArray_DATA(room)
+    with nogil:
+        if single:
+            outside = rn_ball().pair_dist_f32(kind - DIST, <const float *> of_x, n, <const float *> of_y, m, <float *> to, gaps, length, c)
+        else:
+            outside = rn_ball().pair_dist_f64(kind - DIST, <const double *> of_x, n, <const double *> of_y, m, <double *> to, gaps, length, c)
+    if outside < 0:
+        raise MemoryError
+    if outside and check:
+        return _store(fallback(), out)
+    return out if direct else _store(z, out)
+
+
 def dist(x, y, curvature, *, axis=-1, check=True, out=None):
     """Hyperbolic distance; see :func:`refnorm.poincare.dist`. ``out`` takes the result."""
-    return _apply(DIST, ("x", "y"), x, y, curvature, axis, check, -1.0, out,
-                  lambda: reference.dist(x, y, curvature, axis=axis, check=check))
+    def fallback():
+        return reference.dist(x, y, curvature, axis=axis, check=check)
+
+    if _all_pairs(x, y, curvature, axis):
+        return _pair_distances(DIST, x, y, curvature, check, out, fallback)
+    return _apply(DIST, ("x", "y"), x, y, curvature, axis, check, -1.0, out, fallback)
 
 
 def dist_sq(x, y, curvature, *, axis=-1, check=True, out=None):
     """Squared hyperbolic distance; see :func:`refnorm.poincare.dist_sq`. ``out`` takes the result."""
-    return _apply(DIST_SQ, ("x", "y"), x, y, curvature, axis, check, -1.0, out,
-                  lambda: reference.dist_sq(x, y, curvature, axis=axis, check=check))
+    def fallback():
+        return reference.dist_sq(x, y, curvature, axis=axis, check=check)
+
+    if _all_pairs(x, y, curvature, axis):
+        return _pair_distances(DIST_SQ, x, y, curvature, check, out, fallback)
+    return _apply(DIST_SQ, ("x", "y"), x, y, curvature, axis, check, -1.0, out, fallback)

@@ -37,9 +37,6 @@ cdef extern from "gemm.h":
         int (*linear)(const rn_linear_call *) nogil
     const rn_gemm_table *rn_gemm() nogil
 
-# A product of float32 vectors shorter than this is accumulated in float64.
-cdef size_t SHORT = 32
-
 # Largest cosh of a bias over a column's length, and smallest gap, for which float32 arithmetic cannot overflow.
 cdef double LARGEST_SLOPE = 1e12
 cdef double SMALLEST_GAP = 1e-18
@@ -195,7 +192,10 @@ cdef class _Pullback:
         cdef np.ndarray m = _empty((a.rows, a.width), a.work), dgaps = numpy.empty(a.rows), terms = numpy.empty(a.rows)
         dlengths, dbias = self.pull_columns(g, m, dgaps, terms)
         cdef np.ndarray dx = _empty((a.rows, a.length), a.work), dweight = _empty((a.length, a.width), a.work)
-        numpy.matmul(m, matrix.T, out=dx)
+        if a.in_single:
+            _packed_product(m, a.rows, a.width, a.width, matrix, a.length, dx, True)
+        else:
+            numpy.matmul(m, matrix.T, out=dx)
         numpy.matmul(points.T, m, out=dweight)
         self.pull_gaps_and_lengths(points, matrix, dx, dweight, dgaps, terms, dlengths)
         return (numpy.reshape(dx.astype(a.dtype, copy=False), a.given_shape), dweight.astype(a.dtype, copy=False),
@@ -325,15 +325,6 @@ def fully_connected_vjp(x, weight, bias, curvature, *, check=True, project=True)
                               points, matrix, offsets, curvature, check=checked, project=project))
 
 
-cdef np.ndarray _rounded(np.ndarray y, double curvature):
-    """float64 points in float32, rounded inward where they would leave the ball."""
-    cdef np.ndarray result = y.astype(numpy.float32)
-    if _outside(result, curvature):
-        result = reference._frame.Frame(curvature, -1, False, x=result).leave_inside(
-            y * reference._frame.Frame(curvature, -1, False, x=result).unit)
-    return result
-
-
 cdef np.ndarray _empty(shape, dtype):
     cdef np.npy_intp dims[32]
     cdef int i, ndim = len(shape)
@@ -364,7 +355,9 @@ cdef bint _ordinary(np.ndarray squares, np.ndarray matrix):
     return not small.any() or not (<object> matrix)[:, small].any()
 
 
-cdef _packed_product(np.ndarray points, size_t rows, size_t length, size_t stride, np.ndarray matrix, size_t width, np.ndarray y):
+cdef _packed_product(np.ndarray points, size_t rows, size_t length, size_t stride, np.ndarray matrix, size_t width, np.ndarray y,
+                     bint transposed=False):
+    """`y = points @ matrix`, or with `transposed` the product with the transpose of a matrix (width, length)."""
     cdef const rn_gemm_table *table = rn_gemm()
     cdef np.npy_intp size = length * table.padded_width(width) + 16
     cdef np.ndarray room = rn_empty(1, &size, np.NPY_FLOAT)
@@ -389,7 +382,7 @@ cdef _packed_product(np.ndarray points, size_t rows, size_t length, size_t strid
     call.residual_stride = 0
     call.eps = 0
     with nogil:
-        table.pack(weight, width, 1, length, width, packed)
+        table.pack(weight, 1 if transposed else width, length if transposed else 1, length, width, packed)
         failed = table.linear(&call)
     if failed:
         raise MemoryError("fully_connected: no memory for a block of rows")

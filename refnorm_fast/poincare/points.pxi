@@ -119,3 +119,66 @@ cdef _store(result, out):
     _check_out(out, numpy.asarray(result))
     out[...] = result
     return out
+
+
+cdef _apply(Kind kind, tuple names, x, y, curvature, axis, bint check, double margin, out, fallback):
+    """Run a kernel; whatever is unusual or wrong goes to ``fallback``, the reference, which raises or computes it."""
+    cdef np.ndarray a = _float_array(x, names[0])
+    cdef np.ndarray b = None
+    cdef np.ndarray z
+    cdef double c = _curvature(curvature)
+    cdef size_t rows, length, x_stride, y_stride = 0
+    cdef int ndim = np.PyArray_NDIM(a)
+    if y is not None:
+        b = _float_array(y, names[1])
+    if (c == 0 or ndim == 0 or type(axis) is not int or not -ndim <= axis < ndim or np.PyArray_DIM(a, axis % ndim) == 0
+            or (b is not None and (np.PyArray_TYPE(a) != np.PyArray_TYPE(b) or not _same_shape(a, b)))):
+        return _store(fallback(), out)
+    shape = (<object> a).shape
+    last = axis % ndim == ndim - 1
+    if not last:
+        a = _in_order(numpy.moveaxis(a, axis, -1))
+        b = None if b is None else _in_order(numpy.moveaxis(b, axis, -1))
+    a = _rows(a, &rows, &length, &x_stride)
+    if b is not None:
+        b = _rows(b, &rows, &length, &y_stride)
+    direct = False
+    if out is not None:
+        if kind >= DIST:
+            _check_scalars(out, a, shape, axis % ndim)
+        else:
+            _check_out(out, _float_array(x, names[0]))
+        direct = (last and out.flags.c_contiguous and out.flags.aligned
+                  and (_identical(a, out) or _apart(a, out)) and (b is None or _identical(b, out) or _apart(b, out)))
+    if direct:
+        z = out
+    elif kind >= DIST:
+        z = numpy.empty((<object> a).shape[: ndim - 1], a.dtype)
+    else:
+        z = _fresh(a)
+    # In place, an argument is gone when a point turns out to lie outside; so look first.
+    if direct and check and kind < DIST and kind != EXP0 and kind != PROJECT and (_identical(a, out) or (b is not None and _identical(b, out))):
+        if _outside(a, c) or (b is not None and kind != EXPMAP and _outside(b, c)):
+            return _store(fallback(), out)
+    if rows and _run(kind, a, b, z, None, None, rows, length, x_stride, y_stride, c, margin) and check:
+        return _store(fallback(), out)
+    if direct:
+        return out
+    if kind >= DIST:
+        result = z if ndim > 1 else z[()]
+    else:
+        result = z if last else numpy.moveaxis(z, -1, axis)
+    return _store(result, out)
+
+
+# A product of float32 vectors shorter than this is accumulated in float64.
+cdef size_t SHORT = 32
+
+
+cdef np.ndarray _rounded(np.ndarray y, double curvature):
+    """float64 points in float32, rounded inward where they would leave the ball."""
+    cdef np.ndarray result = y.astype(numpy.float32)
+    if _outside(result, curvature):
+        result = reference._frame.Frame(curvature, -1, False, x=result).leave_inside(
+            y * reference._frame.Frame(curvature, -1, False, x=result).unit)
+    return result

@@ -21,11 +21,11 @@ from tests.fast.test_poincare import points
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 SCALARS = ("dist", "dist_sq", "conformal_factor")
-PAIRS = ("mobius_add", "logmap", "dist", "dist_sq")
+PAIRS = ("mobius_add", "residual_add", "logmap", "dist", "dist_sq")
 TURNS = ("gyration", "transport")
 RAYS = ("exp0", "project_ball")
-NAMES = (*PAIRS, *TURNS, *RAYS, "log0", "expmap", "mobius_scalar_mul", "conformal_factor")
-FORWARD = (*TURNS, "mobius_scalar_mul", "conformal_factor")
+NAMES = (*PAIRS, *TURNS, *RAYS, "log0", "expmap", "mobius_scalar_mul", "conformal_factor", "relu", "residual_add")
+FORWARD = (*TURNS, "mobius_scalar_mul", "conformal_factor", "relu", "residual_add")
 
 
 @pytest.fixture(params=support.ISAS)
@@ -142,7 +142,7 @@ def test_inner_points_of_any_curvature(name: str, length: int, dtype: Any, curva
     )
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {*TURNS, "expmap", "logmap"}))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*TURNS, "expmap", "logmap", "relu"}))
 def test_up_to_the_boundary(name: str) -> None:
     rng = np.random.default_rng(2)
     for dtype in support.DTYPES:
@@ -173,6 +173,64 @@ def test_margins_of_a_projection() -> None:
             support.ISAS,
             eps=eps,
         )
+
+
+def test_a_projected_relu_does_not_feel_the_length() -> None:
+    x = np.abs(points(np.random.default_rng(2), (400, 3), np.float64, 1.0, edge=True))
+    y, pullback = fast.relu_vjp(x, 1.0)
+    clipped = norm(y)[:, 0] > 1 - 1.01e-5
+    dx = pullback(np.random.default_rng(3).standard_normal(x.shape))[0]
+    assert clipped.any()
+    assert np.abs((dx * x).sum(axis=-1))[clipped].max() < 1e-14
+
+
+def test_the_other_order_and_relu_without_projection() -> None:
+    rng = np.random.default_rng(18)
+    for dtype in support.DTYPES:
+        check("residual_add", arguments("residual_add", rng, (70, 5), dtype, 0.4), 0.4, support.ISAS, order="rf")
+        check("relu", arguments("relu", rng, (70, 5), dtype, 0.4, edge=True), 0.4, support.ISAS, project=False)
+    with pytest.raises(ValueError, match="order: expected"):
+        fast.residual_add_vjp(np.zeros(2), np.zeros(2), 1.0, order="rr")
+    far = 10 * np.ones((2, 2))
+    for function in (fast.residual_add, fast.residual_add_vjp):
+        with pytest.raises(ValueError, match="skip: expected points"):
+            function(np.zeros((2, 2)), far, 1.0, order="rf")
+
+
+@pytest.mark.usefixtures("isa")
+def test_relu_of_awkward_rows() -> None:
+    x = np.array([[0.0, 0.0], [-0.3, -0.4], [0.0, 0.5], [1e-200, -0.5], [0.2, 1e-300], [-0.0, 0.9999999]])
+    g = np.random.default_rng(19).standard_normal(x.shape)
+    (y, actual), (z, expected) = (room.relu_vjp(x, 1.0) for room in (fast, reference))
+    np.testing.assert_allclose(y, z, rtol=1e-14)
+    for a, b in zip(actual(g), expected(g), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("name", ["dist", "dist_sq"])
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_all_pairs(name: str, dtype: Any) -> None:
+    rng = np.random.default_rng(20)
+    for n, m, length in ((2, 2, 1), (5, 17, 3), (9, 33, 40), (4, 8, 130)):
+        x, y = points(rng, (n, length), dtype, 0.7, edge=True), points(rng, (m, length), dtype, 0.7, edge=True)
+        y[:2] = x[:2]
+        y[1] = np.nextafter(x[1], dtype(0))
+        left, right = np.broadcast_to(x[:, None], (n, m, length)), np.broadcast_to(y[None], (n, m, length))
+        actual = getattr(fast, name)(left, right, 0.7)
+        expected = getattr(reference, name)(left, right, 0.7)
+        np.testing.assert_allclose(actual, expected, rtol=(30 + length / 4) * np.finfo(dtype).eps)
+        out = np.empty((m, n), dtype).T
+        assert getattr(fast, name)(left, right, 0.7, out=out) is out
+        np.testing.assert_array_equal(out, actual)
+    tiny = np.array([[0.0, 0.0], [1e-300, 0.0], [3e-200, 4e-200]])
+    pair = np.broadcast_to(tiny[:, None], (3, 3, 2)), np.broadcast_to(tiny, (3, 3, 2))
+    np.testing.assert_allclose(fast.dist(*pair, 1.0), reference.dist(*pair, 1.0), rtol=1e-14)
+    for far in (left, right):
+        with pytest.raises(ValueError, match="expected points with"):
+            getattr(fast, name)(
+                *(np.broadcast_to(5 * a[:1, :1], (n, m, length)) if a is far else a for a in (left, right)), 0.7
+            )
 
 
 @pytest.mark.usefixtures("isa")

@@ -211,3 +211,39 @@ def test_result_does_not_depend_on_the_number_of_threads(name: str) -> None:
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("project", [False, True])
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize(("rows", "n", "m"), [(3, 1, 2), (20, 5, 7), (9, 40, 33), (0, 4, 3)])
+def test_matrices_through_the_tangent_space(dtype: Any, project: bool, rows: int, n: int, m: int) -> None:
+    rng = np.random.default_rng(12)
+    x, matrix, _ = arguments(rng, rows, n, m, dtype, 0.5, 1.0)
+    matrix, g = matrix.T, rng.standard_normal((rows, m)).astype(dtype)
+    eps = (50 if n < 32 or dtype == np.float64 else 30) * np.finfo(dtype).eps
+    y, pullback = fast.mobius_matvec_vjp(matrix, x, np.array(0.5), project=project)
+    expected, other = reference.mobius_matvec_vjp(matrix, x, np.array(0.5), project=project)
+    np.testing.assert_array_equal(fast.mobius_matvec(matrix, x, 0.5, project=project), y)
+    before = x.copy()
+    x[...] = 0.1
+    for a, b in zip((y, *pullback(g)), (expected, *other(g)), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        np.testing.assert_allclose(a, b, rtol=0, atol=eps * np.abs(b).max(initial=0) * (100 if a.ndim == 0 else 1))
+    turned = fast.mobius_matvec(matrix, before.T, 0.5, axis=0, project=project, out=np.empty((m, rows), dtype))
+    np.testing.assert_array_equal(turned, y.T)
+
+
+def test_errors_of_a_matrix_through_the_tangent_space() -> None:
+    for args in (
+        (np.ones((2, 4)), X, 1.0),
+        (np.ones((0, 3)), X, 1.0),
+        (np.ones((2, 3)), 10 * X, 1.0),
+        (np.ones(3), X, 1.0),
+    ):
+        for suffix in ("", "_vjp"):
+            with pytest.raises(ValueError, match="expected") as expected:
+                getattr(reference, "mobius_matvec" + suffix)(*args)
+            with pytest.raises(ValueError, match="expected") as actual:
+                getattr(fast, "mobius_matvec" + suffix)(*args)
+            assert str(actual.value) == str(expected.value)
