@@ -25,6 +25,15 @@ static double pow2_of(long n) {
     return value;
 }
 
+/* s(x) = 1 + x, or 1 / (1 - x) below 0, and h(x) = log s(x) = sign(x) log(1 + |x|), in float64. */
+RN_INLINE vf64 stable_wide(vf64 x) {
+    vf64 size = 1.0 + vf64_abs(x);
+    return vf64_select((vi64)(x >= 0.0), size, 1.0 / size);
+}
+RN_INLINE vf64 stable_log(vf64 x) { return vf64_copysign(vf64_log1p_positive(vf64_abs(x)), x); }
+static double stable_one(double x) { return x >= 0 ? 1 + x : 1 / (1 - x); }
+static double stable_log_one(double x) { return copysign(log1p(fabs(x)), x); }
+
 /* Rows of at most this many bytes are held in cache between the passes: reloading their exponentials is cheaper than
  * computing them twice. */
 #define RELOAD_BYTES ((size_t)160 << 10)
@@ -66,6 +75,11 @@ static double pow2_of(long n) {
     .softmax_columns_##s = softmax_columns_##s, .log_softmax_columns_##s = log_softmax_columns_##s,             \
     .softmax_from_stats_columns_##s = softmax_from_stats_columns_##s,                                           \
     .softmax_backward_columns_##s = softmax_backward_columns_##s,                                               \
-    .log_softmax_backward_columns_##s = log_softmax_backward_columns_##s
+    .log_softmax_backward_columns_##s = log_softmax_backward_columns_##s,                                       \
+    .stable_s_##s = stable_s_##s, .stable_s_backward_##s = stable_s_backward_##s,                               \
+    .stablemax_##s = stablemax_##s, .log_stablemax_##s = log_stablemax_##s,                                     \
+    .stablemax_backward_##s = stablemax_backward_##s, .log_stablemax_backward_##s = log_stablemax_backward_##s, \
+    .stable_cross_entropy_##s = stable_cross_entropy_##s,                                                       \
+    .stable_cross_entropy_backward_##s = stable_cross_entropy_backward_##s
 
 RN_TABLE(softmax) = {TABLE_ENTRIES(f32), TABLE_ENTRIES(f64)};
