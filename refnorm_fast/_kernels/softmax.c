@@ -17,6 +17,18 @@ RN_INLINE vf64 log_of_count_and_rest(vf64 count, vf64 rest, vf64 n, vf64 x) {
     return vf64_log1p_positive((count - 1.0) + rest * (1.0 + vf64_expm1_core(exponent)));
 }
 
+/* log(sum) >= 0, where sum is scaled like that; 0 for a sum of 0. */
+RN_INLINE vf64 log_of_scaled_sum(vf64 sum, vf64 n, vf64 x) {
+    vf64 exponent = (n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33;
+    vf64 others = sum * (1.0 + vf64_expm1_core(exponent)) - 1.0;
+    return vf64_log1p_positive(vf64_max(others, vf64_set(0.0)));
+}
+
+/* weight e^(n ln2 - x - log_sum) */
+RN_INLINE vf64 weighted_exp(vf64 weight, vf64 n, vf64 x, vf64 log_sum) {
+    return weight * vf64_exp(((n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33) - log_sum);
+}
+
 /* 2^n for n <= 0, 0 below the normal numbers. */
 static double pow2_of(long n) {
     uint64_t bits = n < -1022 ? 0 : (uint64_t)(n + 1023) << 52;
