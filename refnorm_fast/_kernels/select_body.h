@@ -271,3 +271,28 @@ static int N(topk_softmax_backward)(const T *dweights, const int32_t *chosen, co
     rn_block_free(sums);
     return 0;
 }
+
+/* ---- boxes ------------------------------------------------------------------------------------------------------ */
+
+static int N(box_iou)(const double *a, size_t n, const double *b, size_t m, double offset, T *iou) {
+    int threads = rn_threads(n, 2.0 * (double)n * (double)m);
+    double *areas = rn_block_alloc((m + 1) * sizeof(double));
+    if (areas == NULL) return -1;
+    box_areas(b, m, offset, areas);
+    boxes others = {b, b + m, b + 2 * m, b + 3 * m, areas};
+    RN_PARALLEL(threads) {
+        RN_SHARE(n, first, last);
+        for (size_t row = first; row < last; row++) {
+            box one = {a[row], a[n + row], a[2 * n + row], a[3 * n + row], 0};
+            one.area = ((one.x2 - one.x1) + offset) * ((one.y2 - one.y1) + offset);
+            for (size_t i = 0; i < m; i += VF64) {
+                size_t lanes = m - i < VF64 ? m - i : VF64;
+                double found[VF64];
+                vf64_store(found, overlaps(one, others, i, lanes, offset));
+                for (size_t lane = 0; lane < lanes; lane++) iou[row * m + i + lane] = (T)found[lane];
+            }
+        }
+    }
+    rn_block_free(areas);
+    return 0;
+}

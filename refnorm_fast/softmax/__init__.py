@@ -1,5 +1,6 @@
-"""Softmax, log-softmax, log-sum-exp, cross-entropy, softmax over the largest entries and StableMax as SIMD kernels."""
+"""Softmax and its relatives as SIMD kernels: also over the largest entries, StableMax and Soft-NMS."""
 
+from refnorm_fast.softmax._boxes import box_iou, box_iou_vjp, soft_nms, soft_nms_vjp
 from refnorm_fast.softmax._core import (
     cross_entropy,
     cross_entropy_vjp,
@@ -25,6 +26,8 @@ from refnorm_fast.softmax._stable import (
 )
 
 __all__ = [
+    "box_iou",
+    "box_iou_vjp",
     "cross_entropy",
     "cross_entropy_vjp",
     "log_softmax",
@@ -35,6 +38,8 @@ __all__ = [
     "logsumexp_vjp",
     "soft_cross_entropy",
     "soft_cross_entropy_vjp",
+    "soft_nms",
+    "soft_nms_vjp",
     "softmax",
     "softmax_vjp",
     "stable_s",
