@@ -35,9 +35,9 @@ RN_INLINE uint32_t vi64_bits(vi64 mask) {
 #endif
 }
 
-/* Rows whose selected entries stand side by side, entry after entry, so that the softmax runs down columns. The arrays kept for the
- * backward are in this order. */
-#define CHUNK_ROWS ((size_t)64)
+/* Rows whose selected entries stand side by side, entry after entry, so that the softmax runs down columns; few where each row is
+ * work enough for a thread. The arrays kept for the backward are in this order. */
+static size_t chunk_rows(size_t length) { return length > 2048 ? 4 : 64; }
 /* Rows of at most this many entries may be scanned once for each of the selected. */
 #define SCAN_LENGTH 1024
 /* Partial sums of the bias's cotangent: so many whatever the number of threads. */

@@ -411,7 +411,10 @@ RN_INLINE void N(softmax_backward_vector)(const N(columns) *c, N(strip) y, N(str
     for (size_t row = 0; row < c->length; row++) {
         VT value = N(lanes_at)(y.data + row * y.stride, lanes, PART) *
                    ((N(lanes_at)(g.data + row * g.stride, lanes, PART) - base) - mean);
-        N(put_lanes)(dx + row * c->inner, lanes, value, 0, PART);
+        if (c->stream)
+            N(put_lanes)(dx + row * c->inner, lanes, value, 1, PART);
+        else
+            N(put_lanes)(dx + row * c->inner, lanes, value, 0, PART);
     }
 }
 static void N(softmax_backward_strip)(const N(columns) *c, size_t at, size_t column, size_t count, T *scratch) {
@@ -452,8 +455,13 @@ static void N(log_softmax_backward_strip)(const N(columns) *c, size_t at, size_t
         N(lane_scaling) s;                                                                                           \
         N(lane_factor) f = N(lane_stats_factor)(c->largest + first, c->log_sum + first, weight, lanes, &s);          \
         N(strip) from = {c->x + at + v * LANES, c->inner};                                                           \
-        N(column_scale)(from, copy ? copy : g, copy ? c->width : c->inner, c->y + at + v * LANES, c->inner,          \
-                        c->length, lanes, &s, f, 0, PART);                                                           \
+        const T *up = copy ? copy : g;                                                                               \
+        size_t step = copy ? c->width : c->inner;                                                                    \
+        T *to = c->y + at + v * LANES;                                                                               \
+        if (c->stream)                                                                                               \
+            N(column_scale)(from, up, step, to, c->inner, c->length, lanes, &s, f, 1, PART);                         \
+        else                                                                                                         \
+            N(column_scale)(from, up, step, to, c->inner, c->length, lanes, &s, f, 0, PART);                         \
     } while (0)
     EACH_VECTOR(count, ONE)
 #undef ONE
