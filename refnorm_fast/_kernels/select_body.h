@@ -194,16 +194,16 @@ static int N(topk_softmax)(const T *scores, size_t stride, const T *bias, T *wei
                            T *packed, size_t rows, size_t length, size_t top_k, int with_bias) {
     int odd_bias = 0, failed = 0;
     for (size_t i = 0; bias && i < length; i++) odd_bias |= !isfinite(bias[i]);
-    size_t chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    size_t most = chunk_rows(length), chunks = (rows + most - 1) / most;
     int threads = rn_threads(chunks, (double)rows * (20.0 + 0.3 * (double)length + 10.0 * (double)top_k));
     RN_PARALLEL(threads) {
         RN_SHARE(chunks, first, last);
         N(selector) s;
-        size_t kept = CHUNK_ROWS * top_k;
+        size_t kept = most * top_k;
         char *own = chosen ? NULL : rn_scratch(3, kept * (sizeof(T) + sizeof(int32_t)));
         if (N(selector_init)(&s, length, top_k) || (!chosen && own == NULL)) failed = 1, last = first;
         for (size_t chunk = first; chunk < last; chunk++) {
-            size_t begin = chunk * CHUNK_ROWS, count = rows - begin < CHUNK_ROWS ? rows - begin : CHUNK_ROWS;
+            size_t begin = chunk * most, count = rows - begin < most ? rows - begin : most;
             T *values = chosen ? packed + begin * top_k : (T *)own;
             int32_t *where = chosen ? chosen + begin * top_k : (int32_t *)(own + kept * sizeof(T));
             for (size_t r = 0; r < count; r++)
@@ -245,7 +245,8 @@ static void N(topk_backward_row)(const T *g, const int32_t *chosen, const T *y, 
 
 static int N(topk_softmax_backward)(const T *dweights, const int32_t *chosen, const T *packed, T *dscores, T *dbias,
                                     size_t rows, size_t length, size_t top_k) {
-    size_t chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS, parts = chunks < BIAS_PARTS ? chunks : BIAS_PARTS;
+    size_t most = chunk_rows(length), chunks = (rows + most - 1) / most;
+    size_t parts = chunks < BIAS_PARTS ? chunks : BIAS_PARTS;
     double *sums = dbias ? rn_block_alloc((parts + 1) * length * sizeof(double)) : NULL;
     if (dbias && sums == NULL) return -1;
     if (sums) memset(sums, 0, (parts + 1) * length * sizeof(double));
@@ -255,10 +256,9 @@ static int N(topk_softmax_backward)(const T *dweights, const int32_t *chosen, co
         for (size_t part = begin; part < end; part++) {
             size_t first, last;
             rn_range(chunks, parts, part, &first, &last);
-            last = last * CHUNK_ROWS < rows ? last * CHUNK_ROWS : rows;
-            for (size_t row = first * CHUNK_ROWS; row < last; row++) {
-                size_t chunk = row / CHUNK_ROWS * CHUNK_ROWS;
-                size_t step = rows - chunk < CHUNK_ROWS ? rows - chunk : CHUNK_ROWS;
+            last = last * most < rows ? last * most : rows;
+            for (size_t row = first * most; row < last; row++) {
+                size_t chunk = row / most * most, step = rows - chunk < most ? rows - chunk : most;
                 size_t at = chunk * top_k + (row - chunk);
                 N(topk_backward_row)(dweights + row * length, chosen + at, packed + at, step, dscores + row * length,
                                      sums ? sums + (part + 1) * length : NULL, length, top_k);
@@ -269,5 +269,30 @@ static int N(topk_softmax_backward)(const T *dweights, const int32_t *chosen, co
         for (size_t i = 0; i < length; i++) sums[i] += sums[part * length + i];
     for (size_t i = 0; sums && i < length; i++) dbias[i] = (T)sums[i];
     rn_block_free(sums);
+    return 0;
+}
+
+/* ---- boxes ------------------------------------------------------------------------------------------------------ */
+
+static int N(box_iou)(const double *a, size_t n, const double *b, size_t m, double offset, T *iou) {
+    int threads = rn_threads(n, 2.0 * (double)n * (double)m);
+    double *areas = rn_block_alloc((m + 1) * sizeof(double));
+    if (areas == NULL) return -1;
+    box_areas(b, m, offset, areas);
+    boxes others = {b, b + m, b + 2 * m, b + 3 * m, areas};
+    RN_PARALLEL(threads) {
+        RN_SHARE(n, first, last);
+        for (size_t row = first; row < last; row++) {
+            box one = {a[row], a[n + row], a[2 * n + row], a[3 * n + row], 0};
+            one.area = ((one.x2 - one.x1) + offset) * ((one.y2 - one.y1) + offset);
+            for (size_t i = 0; i < m; i += VF64) {
+                size_t lanes = m - i < VF64 ? m - i : VF64;
+                double found[VF64];
+                vf64_store(found, overlaps(one, others, i, lanes, offset));
+                for (size_t lane = 0; lane < lanes; lane++) iou[row * m + i + lane] = (T)found[lane];
+            }
+        }
+    }
+    rn_block_free(areas);
     return 0;
 }

@@ -17,6 +17,18 @@ RN_INLINE vf64 log_of_count_and_rest(vf64 count, vf64 rest, vf64 n, vf64 x) {
     return vf64_log1p_positive((count - 1.0) + rest * (1.0 + vf64_expm1_core(exponent)));
 }
 
+/* log(sum) >= 0, where sum is scaled like that; 0 for a sum of 0. */
+RN_INLINE vf64 log_of_scaled_sum(vf64 sum, vf64 n, vf64 x) {
+    vf64 exponent = (n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33;
+    vf64 others = sum * (1.0 + vf64_expm1_core(exponent)) - 1.0;
+    return vf64_log1p_positive(vf64_max(others, vf64_set(0.0)));
+}
+
+/* weight e^(n ln2 - x - log_sum) */
+RN_INLINE vf64 weighted_exp(vf64 weight, vf64 n, vf64 x, vf64 log_sum) {
+    return weight * vf64_exp(((n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33) - log_sum);
+}
+
 /* 2^n for n <= 0, 0 below the normal numbers. */
 static double pow2_of(long n) {
     uint64_t bits = n < -1022 ? 0 : (uint64_t)(n + 1023) << 52;
@@ -24,6 +36,15 @@ static double pow2_of(long n) {
     memcpy(&value, &bits, sizeof value);
     return value;
 }
+
+/* s(x) = 1 + x, or 1 / (1 - x) below 0, and h(x) = log s(x) = sign(x) log(1 + |x|), in float64. */
+RN_INLINE vf64 stable_wide(vf64 x) {
+    vf64 size = 1.0 + vf64_abs(x);
+    return vf64_select((vi64)(x >= 0.0), size, 1.0 / size);
+}
+RN_INLINE vf64 stable_log(vf64 x) { return vf64_copysign(vf64_log1p_positive(vf64_abs(x)), x); }
+static double stable_one(double x) { return x >= 0 ? 1 + x : 1 / (1 - x); }
+static double stable_log_one(double x) { return copysign(log1p(fabs(x)), x); }
 
 /* Rows of at most this many bytes are held in cache between the passes: reloading their exponentials is cheaper than
  * computing them twice. */
@@ -66,6 +87,11 @@ static double pow2_of(long n) {
     .softmax_columns_##s = softmax_columns_##s, .log_softmax_columns_##s = log_softmax_columns_##s,             \
     .softmax_from_stats_columns_##s = softmax_from_stats_columns_##s,                                           \
     .softmax_backward_columns_##s = softmax_backward_columns_##s,                                               \
-    .log_softmax_backward_columns_##s = log_softmax_backward_columns_##s
+    .log_softmax_backward_columns_##s = log_softmax_backward_columns_##s,                                       \
+    .stable_s_##s = stable_s_##s, .stable_s_backward_##s = stable_s_backward_##s,                               \
+    .stablemax_##s = stablemax_##s, .log_stablemax_##s = log_stablemax_##s,                                     \
+    .stablemax_backward_##s = stablemax_backward_##s, .log_stablemax_backward_##s = log_stablemax_backward_##s, \
+    .stable_cross_entropy_##s = stable_cross_entropy_##s,                                                       \
+    .stable_cross_entropy_backward_##s = stable_cross_entropy_backward_##s
 
 RN_TABLE(softmax) = {TABLE_ENTRIES(f32), TABLE_ENTRIES(f64)};

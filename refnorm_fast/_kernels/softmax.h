@@ -15,6 +15,11 @@
 
 enum { RN_TWO_PASS = 0, RN_THREE_PASS_RECOMPUTE = 1, RN_THREE_PASS_RELOAD = 2, RN_ONLINE = 3, RN_TWO_PASS_ALWAYS = 4 };
 
+/* A row of StableMax: p = scale s(x) / total, log p = (h(x) - h(largest)) - log_sum with h = log s. NaN where a row is. */
+typedef struct {
+    double largest, scale, total, log_sum;
+} rn_stable_stats;
+
 #define RN_SOFTMAX_FUNCTIONS(T, suffix)                                                                              \
     /* y = softmax(x). RN_TWO_PASS takes the reload form for rows that stay in cache. 0, or -1: no memory. */       \
     int (*softmax_##suffix)(const T *x, size_t stride, T *y, size_t rows, size_t length, int algorithm);            \
@@ -55,7 +60,23 @@ enum { RN_TWO_PASS = 0, RN_THREE_PASS_RECOMPUTE = 1, RN_THREE_PASS_RELOAD = 2, R
                                                const double *largest, const double *log_sum, const double *factor);  \
     int (*softmax_backward_columns_##suffix)(const T *y, const T *g, T *dx, size_t outer, size_t length, size_t inner); \
     int (*log_softmax_backward_columns_##suffix)(const T *x, const T *g, T *dx, size_t outer, size_t length,         \
-                                                 size_t inner, const double *largest, const double *log_sum);
+                                                 size_t inner, const double *largest, const double *log_sum);        \
+    /* s(x) = 1 + x, or 1 / (1 - x) below 0, of `count` entries; dx = g s'(x) */                                     \
+    void (*stable_s_##suffix)(const T *x, T *y, size_t count);                                                       \
+    void (*stable_s_backward_##suffix)(const T *x, const T *g, T *dx, size_t count);                                 \
+    /* y = s(x) / sum(s(x)), or its logarithm; stats: NULL, or one a row */                                          \
+    void (*stablemax_##suffix)(const T *x, size_t stride, T *y, size_t rows, size_t length);                         \
+    void (*log_stablemax_##suffix)(const T *x, size_t stride, T *z, size_t rows, size_t length, rn_stable_stats *stats); \
+    /* dx from y, and from the stats */                                                                              \
+    void (*stablemax_backward_##suffix)(const T *x, size_t stride, const T *y, const T *g, T *dx, size_t rows,       \
+                                        size_t length);                                                              \
+    void (*log_stablemax_backward_##suffix)(const T *x, size_t stride, const T *g, T *dx, size_t rows, size_t length, \
+                                            const rn_stable_stats *stats);                                           \
+    /* loss = -log stablemax(x)[target]; dx = weight[row] times its slope */                                         \
+    void (*stable_cross_entropy_##suffix)(const T *x, size_t stride, const int64_t *target, size_t rows, size_t length, \
+                                          double *loss, rn_stable_stats *stats);                                     \
+    void (*stable_cross_entropy_backward_##suffix)(const T *x, size_t stride, const int64_t *target, T *dx, size_t rows, \
+                                                   size_t length, const double *weight, const rn_stable_stats *stats);
 
 typedef struct {
     RN_SOFTMAX_FUNCTIONS(float, f32)

@@ -673,6 +673,32 @@ static void N(row_lse)(const T *x, size_t length, double *largest, double *log_s
     N(lse_store)(all, largest, log_sum);
 }
 
+/* Stats of up to LOG_ROWS rows. Rows of one block in float32 take their logarithms together, as log_of_pair would each. */
+#define LOG_ROWS ((size_t)16)
+static void N(rows_lse)(const T *x, size_t stride, size_t rows, size_t length, double *largest, double *log_sum) {
+    double sum[LOG_ROWS], n_ref[LOG_ROWS], top[LOG_ROWS], found[LOG_ROWS];
+    if (WIDE || length > BLOCK) {
+        for (size_t row = 0; row < rows; row++) N(row_lse)(x + row * stride, length, largest + row, log_sum + row);
+        return;
+    }
+    for (size_t row = 0; row < LOG_ROWS; row++) {
+        sum[row] = 0, n_ref[row] = 0, top[row] = 0;
+        if (row >= rows) continue;
+        N(pair) pair = N(block_pair)(x + row * stride, length, 0);
+        if (!pair.raw || !(pair.high > 0)) continue;
+        sum[row] = (pair.high + pair.low) * pow2_of(-BIAS);
+        n_ref[row] = (double)pair.n_ref, top[row] = (double)pair.largest;
+    }
+    for (size_t row = 0; row < rows; row += VF64) {
+        vf64 log = log_of_scaled_sum(vf64_load(sum + row), vf64_load(n_ref + row), vf64_load(top + row));
+        vf64_store(found + row, log);
+    }
+    for (size_t row = 0; row < rows; row++) {
+        largest[row] = top[row], log_sum[row] = found[row];
+        if (!(found[row] > PLAIN_LOG_LEAST)) N(row_lse)(x + row * stride, length, largest + row, log_sum + row);
+    }
+}
+
 /* z = (x - largest) - log_sum: two roundings at the size of z or below */
 RN_INLINE void N(subtract_body)(const T *x, T *z, size_t length, double largest, double log_sum, int STREAM) {
     VT top = V(set)((T)largest), sum = V(set)((T)log_sum);
@@ -692,13 +718,18 @@ static int N(log_softmax)(const T *x, size_t stride, T *z, size_t rows, size_t l
         int threads = rn_threads(rows, NS_EXP * (double)rows * (double)length);
         RN_PARALLEL(threads) {
             RN_SHARE(rows, first, last);
-            for (size_t row = first; row < last; row++) {
-                double top, sum;
-                const T *from = x + row * stride;
-                N(row_lse)(from, length, &top, &sum);
-                if (largest) largest[row] = top, log_sum[row] = sum;
-                if (z && stream) N(subtract_body)(from, z + row * length, length, top, sum, 1);
-                if (z && !stream) N(subtract_body)(from, z + row * length, length, top, sum, 0);
+            size_t group = length > BLOCK / LOG_ROWS ? 1 : LOG_ROWS; /* rows that stay in the first-level cache */
+            for (size_t row = first; row < last; row += group) {
+                double top[LOG_ROWS], sum[LOG_ROWS];
+                size_t count = last - row < group ? last - row : group;
+                N(rows_lse)(x + row * stride, stride, count, length, top, sum);
+                for (size_t i = 0; i < count; i++) {
+                    const T *from = x + (row + i) * stride;
+                    T *to = z ? z + (row + i) * length : NULL;
+                    if (largest) largest[row + i] = top[i], log_sum[row + i] = sum[i];
+                    if (z && stream) N(subtract_body)(from, to, length, top[i], sum[i], 1);
+                    if (z && !stream) N(subtract_body)(from, to, length, top[i], sum[i], 0);
+                }
             }
             vec_fence();
         }
@@ -988,6 +1019,7 @@ static void N(soft_cross_entropy_backward)(const T *x, const T *q, T *dx, T *dq,
 }
 
 #include "softmax_columns_body.h"
+#include "softmax_stable_body.h"
 
 #undef STATS_CONSTANTS
 #undef SOFTMAX_AT
@@ -1005,3 +1037,4 @@ static void N(soft_cross_entropy_backward)(const T *x, const T *q, T *dx, T *dq,
 #undef GROUP_BYTES
 #undef WAYS
 #undef SHARED_BLOCKS
+#undef LOG_ROWS

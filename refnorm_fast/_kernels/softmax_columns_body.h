@@ -151,15 +151,6 @@ RN_INLINE void N(lane_add_product)(N(lane_sum) *sum, VT power, VT p) {
     sum->high = vf64_fma(high, vf64_high(p), sum->high + high);
 #endif
 }
-static void N(lane_totals)(const N(lane_sum) *sum, N(total) *totals) {
-    double low[VF64], high[VF64];
-    vf64_store(low, sum->low);
-    vf64_store(high, sum->high);
-    for (size_t lane = 0; lane < LANES; lane++)
-        totals[lane] = WIDE ? (N(total)){low[lane % VF64], high[lane % VF64]}
-                            : (N(total)){lane < VF64 ? low[lane] : high[lane % VF64], 0};
-}
-
 /* Sum of the column's exponentials. EXCLUDE: without the entries equal to the largest, which are counted (negatively) in *equal. */
 RN_INLINE N(lane_sum) N(column_sum)(const T *x, size_t stride, size_t length, size_t lanes, const N(lane_scaling) *s,
                                     VI *equal, int EXCLUDE, int PART) {
@@ -192,15 +183,42 @@ typedef struct {
     VT high, low;
 } N(lane_factor);
 
+RN_INLINE void N(store_sums)(const N(lane_sum) *sum, double *to) {
+#if WIDE
+    vf64_store(to, sum->low + sum->high);
+#else
+    vf64_store(to, sum->low);
+    vf64_store(to + VF64, sum->high);
+#endif
+}
+
+/* The sums as T. */
+RN_INLINE VT N(lane_round)(const N(lane_sum) *sum) {
+#if WIDE
+    return sum->low + sum->high;
+#else
+    return vf32_from_vf64(sum->low, sum->high);
+#endif
+}
+
 static N(lane_factor) N(lane_reciprocal)(const N(lane_sum) *sum, const N(lane_scaling) *s) {
-    N(total) totals[LANES];
-    T high[LANES], low[LANES];
-    N(lane_totals)(sum, totals);
+    N(lane_factor) f;
+#if WIDE
+    double high[LANES], low[LANES];
+    vf64_store(high, sum->low);
+    vf64_store(low, sum->high);
     for (size_t lane = 0; lane < LANES; lane++) {
-        N(factor) f = N(reciprocal)(totals[lane]);
-        high[lane] = f.high, low[lane] = f.low;
+        N(factor) one = N(reciprocal)((N(total)){high[lane], low[lane]});
+        high[lane] = one.high, low[lane] = one.low;
     }
-    return (N(lane_factor)){V(select)(s->finite, V(load)(high), V(set)(NAN)), V(load)(low)};
+    f.high = vf64_load(high), f.low = vf64_load(low);
+#else
+    vf64 low = 1.0 / sum->low, high = 1.0 / sum->high;
+    f.high = vf32_from_vf64(low, high);
+    f.low = vf32_from_vf64(low - vf64_low(f.high), high - vf64_high(f.high));
+#endif
+    f.high = V(select)(s->finite, f.high, V(set)(NAN));
+    return f;
 }
 
 /* y = softmax * factor for one vector of columns, minus which `g - ` is taken if g is not NULL */
@@ -322,15 +340,27 @@ static int N(log_softmax_columns)(const T *x, T *z, size_t outer, size_t length,
 /* Scaling and factors with which the terms of `lanes` columns become weight * softmax. */
 static N(lane_factor) N(lane_stats_factor)(const double *largest, const double *log_sum, const double *weight,
                                            size_t lanes, N(lane_scaling) *s) {
-    T tops[LANES] = {0}, high[LANES] = {0}, low[LANES] = {0};
-    for (size_t lane = 0; lane < lanes; lane++) {
-        N(scaling) one;
-        N(factor) f = N(stats_factor)(largest[lane], log_sum[lane], weight[lane], &one);
-        tops[lane] = isfinite(largest[lane]) ? (T)largest[lane] : 0;
-        high[lane] = f.high, low[lane] = f.low;
-    }
-    *s = N(lane_scaling_for)(V(load)(tops));
-    return (N(lane_factor)){V(load)(high), V(load)(low)};
+    double tops[LANES] = {0}, logs[LANES] = {0}, weights[LANES] = {0};
+    T narrow[LANES];
+    for (size_t lane = 0; lane < lanes; lane++)
+        tops[lane] = largest[lane], logs[lane] = log_sum[lane], weights[lane] = weight[lane];
+    for (size_t lane = 0; lane < LANES; lane++) narrow[lane] = (T)tops[lane];
+    *s = N(lane_scaling_for)(V(load)(narrow));
+    VT raw_top = (VT)((VI)s->largest & (VI)(s->shift == 0));
+    const vf64 unit = vf64_set(WIDE ? 0x1p-512 : 0x1p-64); /* 2^-BIAS */
+    N(lane_factor) f;
+#if WIDE
+    f.high = weighted_exp(vf64_load(weights) * unit, s->n_ref, raw_top, vf64_load(logs));
+    f.low = vf64_set(0);
+#else
+    vf64 low = weighted_exp(vf64_load(weights) * unit, vf64_low(s->n_ref), vf64_low(raw_top), vf64_load(logs));
+    vf64 high = weighted_exp(vf64_load(weights + VF64) * unit, vf64_high(s->n_ref), vf64_high(raw_top),
+                             vf64_load(logs + VF64));
+    f.high = vf32_from_vf64(low, high);
+    f.low = vf32_from_vf64(low - vf64_low(f.high), high - vf64_high(f.high));
+#endif
+    f.high = V(select)(s->finite, f.high, V(set)(NAN));
+    return f;
 }
 
 static void N(from_stats_strip)(const N(columns) *c, size_t at, size_t column, size_t count, T *scratch) {
@@ -377,15 +407,14 @@ RN_INLINE void N(softmax_backward_vector)(const N(columns) *c, N(strip) y, N(str
     for (size_t row = 0; row < c->length; row++)
         N(lane_add)(&sum, N(lanes_at)(y.data + row * y.stride, lanes, PART) *
                               (N(lanes_at)(g.data + row * g.stride, lanes, PART) - base));
-    N(total) totals[LANES];
-    T means[LANES];
-    N(lane_totals)(&sum, totals);
-    for (size_t lane = 0; lane < LANES; lane++) means[lane] = (T)(totals[lane].high + totals[lane].low);
-    VT mean = V(load)(means);
+    VT mean = N(lane_round)(&sum);
     for (size_t row = 0; row < c->length; row++) {
         VT value = N(lanes_at)(y.data + row * y.stride, lanes, PART) *
                    ((N(lanes_at)(g.data + row * g.stride, lanes, PART) - base) - mean);
-        N(put_lanes)(dx + row * c->inner, lanes, value, 0, PART);
+        if (c->stream)
+            N(put_lanes)(dx + row * c->inner, lanes, value, 1, PART);
+        else
+            N(put_lanes)(dx + row * c->inner, lanes, value, 0, PART);
     }
 }
 static void N(softmax_backward_strip)(const N(columns) *c, size_t at, size_t column, size_t count, T *scratch) {
@@ -420,16 +449,19 @@ static void N(log_softmax_backward_strip)(const N(columns) *c, size_t at, size_t
             N(lane_add)(&sum, value);                                                                                \
             if (copy) V(store)(copy + row * c->width, value);                                                        \
         }                                                                                                            \
-        N(total) totals[LANES];                                                                                      \
         double weight[LANES];                                                                                        \
-        N(lane_totals)(&sum, totals);                                                                                \
-        for (size_t lane = 0; lane < LANES; lane++) weight[lane] = totals[lane].high + totals[lane].low;             \
+        N(store_sums)(&sum, weight);                                                                                 \
         size_t first = column + v * LANES;                                                                           \
         N(lane_scaling) s;                                                                                           \
         N(lane_factor) f = N(lane_stats_factor)(c->largest + first, c->log_sum + first, weight, lanes, &s);          \
         N(strip) from = {c->x + at + v * LANES, c->inner};                                                           \
-        N(column_scale)(from, copy ? copy : g, copy ? c->width : c->inner, c->y + at + v * LANES, c->inner,          \
-                        c->length, lanes, &s, f, 0, PART);                                                           \
+        const T *up = copy ? copy : g;                                                                               \
+        size_t step = copy ? c->width : c->inner;                                                                    \
+        T *to = c->y + at + v * LANES;                                                                               \
+        if (c->stream)                                                                                               \
+            N(column_scale)(from, up, step, to, c->inner, c->length, lanes, &s, f, 1, PART);                         \
+        else                                                                                                         \
+            N(column_scale)(from, up, step, to, c->inner, c->length, lanes, &s, f, 0, PART);                         \
     } while (0)
     EACH_VECTOR(count, ONE)
 #undef ONE

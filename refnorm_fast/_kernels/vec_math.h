@@ -85,7 +85,7 @@ RN_INLINE vf64 vf64_exp(vf64 x) {
     return vf64_ldexp(1.0 + vf64_expm1_core(vf64_exp_reduce(bounded, n)), n);
 }
 
-/* log(1 + x) for 0 <= x < 2^1000, within 1 unit in the last place; NaN stays NaN. 1 + x = 2^k (1 + f) (1 + lost / (1 + x)) with
+/* log(1 + x) for x >= 0, within 1 unit in the last place; NaN stays NaN. 1 + x = 2^k (1 + f) (1 + lost / (1 + x)) with
  * 1 + f between sqrt(1/2) and sqrt(2), and log(1 + f) = 2 artanh(s), s = f / (2 + f), whose series ends at s^19. */
 RN_INLINE vf64 vf64_log1p_positive(vf64 x) {
     vf64 whole = 1.0 + x;
@@ -105,7 +105,7 @@ RN_INLINE vf64 vf64_log1p_positive(vf64 x) {
     vf64 small = vf64_fma(k, vf64_set(0x1.a39ef35793c76p-33), lost);
     vf64 rest = half - vf64_fma(s, vf64_fma(z, series, half), small);
     vf64 log = vf64_fma(k, vf64_set(0x1.62e42fee00000p-1), f - rest);
-    return vf64_select((vi64)(x == x), log, x);
+    return vf64_select((vi64)(x < INFINITY), log, x);
 }
 
 #endif

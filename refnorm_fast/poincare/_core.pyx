@@ -66,7 +66,7 @@ cdef bint _all_pairs(x, y, curvature, axis):
 
 cdef _pair_distances(Kind kind, x, y, curvature, bint check, out, fallback):
     """All distances between points, from the points once, not from their repetitions."""
-    cdef np.ndarray a = _in_order(_float_array(x[:, 0], "x")), b = numpy.ascontiguousarray(_float_array(y[0], "y"))
+    cdef np.ndarray a = _in_order(_float_array(x[:, 0], "x")), b = _in_order(_float_array(y[0], "y"))
     cdef np.ndarray z, room
     cdef size_t n = np.PyArray_DIM(a, 0), m = np.PyArray_DIM(b, 0), length = np.PyArray_DIM(a, 1)
     cdef double c = _curvature(curvature)

@@ -1,0 +1,211 @@
+"""Soft-NMS: checks and layout; the arithmetic is in _kernels/select.c."""
+
+import numpy
+
+cimport numpy as np
+from libc.stdint cimport int64_t
+
+np.import_array()
+
+include "../_kernels/rows.pxi"
+
+from refnorm.softmax import SoftNMSResult
+from refnorm.softmax import _soft_nms as reference
+
+cdef extern from "select.h":
+    ctypedef struct rn_decay:
+        int method
+        double iou_threshold, sigma
+    ctypedef struct rn_select_table:
+        int (*box_iou_f32)(const double *, size_t, const double *, size_t, double, float *) nogil
+        int (*box_iou_f64)(const double *, size_t, const double *, size_t, double, double *) nogil
+        Py_ssize_t (*soft_nms)(const double *, double *, const int64_t *, size_t, const rn_decay *, double, double, int, int64_t *) nogil
+    const rn_select_table *rn_select() nogil
+
+
+cdef np.ndarray _side_by_side(boxes):
+    """Corners (4, n) in float64."""
+    return numpy.array(boxes.T, dtype=numpy.float64, order="C")
+
+
+def box_iou(a, b, *, offset=0.0, out=None):
+    """Intersection over union of every box of one list with every box of another.
+
+    Parameters
+    ----------
+    a, b : arrays (n, 4) and (m, 4)
+        Boxes ``(x1, y1, x2, y2)`` with ``x1 <= x2`` and ``y1 <= y2``.
+    offset : float >= 0
+        Added to every side.
+    out : array (n, m), optional
+        Takes the result.
+
+    Returns
+    -------
+    array (n, m), dtype of the boxes
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.softmax.box_iou`; also if ``out`` does not fit.
+
+    References
+    ----------
+    Bodla et al. (2017), arXiv 1704.04503, section 3.
+
+    Examples
+    --------
+    >>> box_iou(np.array([[0.0, 0.0, 10.0, 10.0]]), np.array([[0.0, 0.0, 10.0, 5.0], [20.0, 0.0, 30.0, 9.0]]))
+    array([[0.5, 0. ]])
+    """
+    a, b = reference._boxes(a, "a"), reference._boxes(b, "b")
+    _checks.same_dtype("a", a, b=b)
+    _checks.non_negative(offset, "offset")
+    cdef np.npy_intp shape[2]
+    shape[0], shape[1] = len(a), len(b)
+    cdef np.ndarray iou = rn_empty(2, shape, np.NPY_FLOAT if a.dtype == numpy.float32 else np.NPY_DOUBLE)
+    if out is not None:
+        _check_out(out, iou)
+        if (<np.ndarray> out).flags.c_contiguous and (<np.ndarray> out).flags.aligned:
+            iou = out
+    cdef np.ndarray one = _side_by_side(a)
+    cdef np.ndarray other = _side_by_side(b)
+    cdef double *left = <double *> np.PyArray_DATA(one)
+    cdef double *right = <double *> np.PyArray_DATA(other)
+    cdef void *target = np.PyArray_DATA(iou)
+    cdef double added = offset
+    cdef bint single = np.PyArray_TYPE(iou) == np.NPY_FLOAT
+    cdef int failed
+    with nogil:
+        if single:
+            failed = rn_select().box_iou_f32(left, shape[0], right, shape[1], added, <float *> target)
+        else:
+            failed = rn_select().box_iou_f64(left, shape[0], right, shape[1], added, <double *> target)
+    if failed:
+        raise MemoryError
+    if out is None:
+        return iou
+    if iou is not out:
+        out[...] = iou
+    return out
+
+
+def box_iou_vjp(a, b, *, offset=0.0):
+    """Return :func:`box_iou` and its pullback ``diou -> (da, db)``, which is the reference's.
+
+    Parameters, errors and references are those of :func:`box_iou`.
+
+    Examples
+    --------
+    >>> iou, pullback = box_iou_vjp(np.array([[1.0, 1.0, 2.0, 2.0]]), np.array([[0.0, 0.0, 4.0, 4.0]]))
+    >>> pullback(np.ones((1, 1)))[0]
+    array([[-0.0625, -0.0625,  0.0625,  0.0625]])
+    """
+    iou = box_iou(a, b, offset=offset)
+
+    def pullback(diou):
+        return reference.box_iou_vjp(a, b, offset=offset)[1](diou)
+
+    return iou, pullback
+
+
+def soft_nms(boxes, scores, *, method="gaussian", iou_threshold=0.3, sigma=0.5, score_threshold=1e-3, offset=0.0,
+             prune="all", labels=None):
+    """Rank boxes so that a box near a better one loses score.
+
+    Parameters
+    ----------
+    boxes : array (n, 4)
+        ``(x1, y1, x2, y2)`` with ``x1 <= x2`` and ``y1 <= y2``.
+    scores : array (n,)
+        At least 0.
+    method, iou_threshold, sigma
+        As in :func:`refnorm.softmax.decay`. ``"hard"`` is plain non-maximum suppression.
+    score_threshold : float >= 0
+        A box whose score falls below it is dropped.
+    offset : float >= 0
+        As in :func:`box_iou`.
+    prune : {"all", "overlap"}
+        Whether only boxes that overlap the one taken are tested against ``score_threshold``.
+    labels : integer array (n,), optional
+        Boxes with different labels do not touch each other's scores.
+
+    Returns
+    -------
+    SoftNMSResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.softmax.soft_nms`.
+
+    Notes
+    -----
+    Scores are held in float64 while boxes are ranked. Of equal scores the one with the smallest index comes first.
+
+    References
+    ----------
+    Bodla et al. (2017), arXiv 1704.04503, figure 2 (the algorithm) and section 3.
+
+    Examples
+    --------
+    >>> boxes = np.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [20.0, 20.0, 30.0, 30.0]])
+    >>> kept = soft_nms(boxes, np.array([0.9, 0.8, 0.7]))
+    >>> kept.indices, kept.scores.round(4)
+    (array([0, 2, 1]), array([0.9   , 0.7   , 0.4852]))
+    """
+    boxes, scores = reference._boxes(boxes, "boxes"), _checks.float_array(scores, "scores")
+    _checks.same_dtype("boxes", boxes, scores=scores)
+    _checks.shape(scores, "scores", boxes.shape[:1])
+    _checks.finite(scores, "scores")
+    if (scores < 0).any():
+        _checks.fail("scores", "numbers of at least 0", scores.min())
+    reference._check_decay(method, iou_threshold, sigma)
+    _checks.non_negative(score_threshold, "score_threshold")
+    _checks.non_negative(offset, "offset")
+    _checks.one_of(prune, "prune", reference.PRUNE_RULES)
+    cdef np.ndarray classes = _in_order(reference._classes(labels, len(boxes)), dtype=numpy.int64)
+    cdef np.ndarray corners = _side_by_side(boxes)
+    cdef np.ndarray current = numpy.array(scores, dtype=numpy.float64, order="C")
+    cdef np.ndarray order = numpy.empty(len(boxes), dtype=numpy.int64)
+    cdef rn_decay decay
+    decay.method = reference.DECAYS.index(method)
+    decay.iou_threshold = iou_threshold
+    decay.sigma = sigma
+    cdef double *numbers = <double *> np.PyArray_DATA(corners)
+    cdef double *lowered = <double *> np.PyArray_DATA(current)
+    cdef int64_t *groups = <int64_t *> np.PyArray_DATA(classes)
+    cdef int64_t *places = <int64_t *> np.PyArray_DATA(order)
+    cdef size_t n = len(boxes)
+    cdef double threshold = score_threshold, added = offset
+    cdef int overlap = prune == "overlap"
+    cdef Py_ssize_t kept
+    with nogil:
+        kept = rn_select().soft_nms(numbers, lowered, groups, n, &decay, threshold, added, overlap, places)
+    if kept < 0:
+        raise MemoryError
+    indices = numpy.array((<object> order)[:kept], dtype=numpy.intp)
+    return SoftNMSResult(indices=indices, scores=(<object> current)[indices].astype(scores.dtype))
+
+
+def soft_nms_vjp(boxes, scores, *, method="gaussian", iou_threshold=0.3, sigma=0.5, score_threshold=1e-3, offset=0.0,
+                 prune="all", labels=None):
+    """Return :func:`soft_nms` and its pullback ``dscores' -> (dboxes, dscores)``, which is the reference's.
+
+    Parameters, errors and references are those of :func:`soft_nms`.
+
+    Examples
+    --------
+    >>> boxes = np.array([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]])
+    >>> kept, pullback = soft_nms_vjp(boxes, np.array([0.9, 0.8]))
+    >>> pullback(np.array([1.0, 2.0]))[1]
+    array([1., 2.])
+    """
+    options = {"method": method, "iou_threshold": iou_threshold, "sigma": sigma, "score_threshold": score_threshold,
+               "offset": offset, "prune": prune, "labels": labels}
+    result = soft_nms(boxes, scores, **options)
+
+    def pullback(dkept):
+        return reference.soft_nms_vjp(boxes, scores, **options)[1](dkept)
+
+    return result, pullback
