@@ -1,5 +1,6 @@
 """Low-precision matrix products as SIMD kernels."""
 
+from refnorm_fast.quantizers._bf16 import linear_lowp, linear_lowp_vjp, matmul_lowp
 from refnorm_fast.quantizers._core import (
     Int8Weight,
     absmax_quantize,
@@ -18,8 +19,11 @@ __all__ = [
     "int4_linear",
     "int4_linear_vjp",
     "int8_matmul",
+    "linear_lowp",
+    "linear_lowp_vjp",
     "llm_int8_linear",
     "llm_int8_linear_vjp",
+    "matmul_lowp",
     "matmul_vectorwise",
     "quantize_weight",
     "vectorwise_quantize",
