@@ -7,7 +7,10 @@ from refnorm_fast.quantizers._core import (
     int8_matmul,
     llm_int8_linear,
     llm_int8_linear_vjp,
+    matmul_rowwise,
+    matmul_tensorwise,
     matmul_vectorwise,
+    matmul_zeropoint,
     quantize_weight,
     vectorwise_quantize,
 )
@@ -24,7 +27,10 @@ __all__ = [
     "llm_int8_linear",
     "llm_int8_linear_vjp",
     "matmul_lowp",
+    "matmul_rowwise",
+    "matmul_tensorwise",
     "matmul_vectorwise",
+    "matmul_zeropoint",
     "quantize_weight",
     "vectorwise_quantize",
 ]
