@@ -423,32 +423,77 @@ static int matmul_rows(const int8_t *a, size_t rows, size_t depth, const int8_t 
     return wrong;
 }
 
+/* Marks the columns of the entries of one vector that reach the threshold, and returns the vector without them. */
+static __attribute__((noinline)) vf32 mark_outliers(vf32 magnitude, vi32 over, size_t count, uint8_t *outlier) {
+    int32_t lane[LANES];
+    vi32_store(lane, over);
+    for (size_t j = 0; j < count; j++)
+        if (lane[j]) __atomic_store_n(outlier + j, 1, __ATOMIC_RELAXED);
+    return vf32_select(over, vf32_set(0), magnitude);
+}
+
 static int row_constants(const float *x, size_t x_stride, size_t rows, size_t depth, float threshold, float *largest,
                          uint8_t *outlier) {
-    int threads = rn_threads(rows, 0.15 * (double)rows * (double)depth), wrong = 0;
+    enum { AT_ONCE = 4 };
+    int threads = rn_threads(rows, 0.05 * (double)rows * (double)depth), wrong = 0;
+    const vf32 limit = vf32_set(threshold > 0 ? threshold : INFINITY);
     RN_PARALLEL(threads) {
         RN_SHARE(rows, first, last);
-        vf32 bad = vf32_set(0);
+        vf32 bad[AT_ONCE] = {{0}};
         for (size_t row = first; row < last; row++) {
             const float *from = x + row * x_stride;
-            vf32 best = vf32_set(0), limit = vf32_set(threshold > 0 ? threshold : INFINITY);
-            for (size_t k = 0; k < depth; k += VF32) {
-                size_t part = depth - k < VF32 ? depth - k : VF32;
-                vf32 each = vf32_abs(part == VF32 ? vf32_load(from + k) : vf32_load_part(from + k, part, 0));
-                bad += each * 0.0f; /* NaN from NaN and from infinity */
-                vi32 over = each >= limit;
-                if (threshold > 0 && vi32_any(over)) {
-                    for (size_t j = 0; j < part; j++)
-                        if (over[j]) __atomic_store_n(outlier + k + j, 1, __ATOMIC_RELAXED);
-                    each = vf32_select(over, vf32_set(0), each);
+            vf32 best[AT_ONCE] = {{0}};
+            size_t k = 0;
+            /* One test for several vectors: outliers are rare. */
+            for (; k + AT_ONCE * LANES <= depth; k += AT_ONCE * LANES) {
+                vf32 each[AT_ONCE];
+                vi32 over = vi32_set(0);
+#pragma GCC unroll 4
+                for (int i = 0; i < AT_ONCE; i++) {
+                    each[i] = vf32_abs(vf32_load(from + k + (size_t)i * LANES));
+                    bad[i] += each[i] * 0.0f; /* NaN from NaN and from infinity */
+                    over |= each[i] >= limit;
                 }
-                best = vf32_max(each, best);
+                if (threshold > 0 && vi32_any(over)) {
+#pragma GCC unroll 4
+                    for (int i = 0; i < AT_ONCE; i++)
+                        if (vi32_any(each[i] >= limit))
+                            each[i] = mark_outliers(each[i], each[i] >= limit, LANES, outlier + k + (size_t)i * LANES);
+                }
+#pragma GCC unroll 4
+                for (int i = 0; i < AT_ONCE; i++) best[i] = vf32_max(each[i], best[i]);
             }
-            largest[row] = vf32_largest(best);
+            for (; k < depth; k += LANES) {
+                size_t part = depth - k < LANES ? depth - k : LANES;
+                vf32 each = vf32_abs(vf32_load_part(from + k, part, 0));
+                bad[0] += each * 0.0f;
+                if (threshold > 0 && vi32_any(each >= limit)) each = mark_outliers(each, each >= limit, part, outlier + k);
+                best[0] = vf32_max(each, best[0]);
+            }
+            largest[row] = vf32_largest(vf32_max(vf32_max(best[0], best[1]), vf32_max(best[2], best[3])));
         }
-        if (vi32_any(bad != bad)) __atomic_store_n(&wrong, 1, __ATOMIC_RELAXED);
+        vf32 any = (bad[0] + bad[1]) + (bad[2] + bad[3]);
+        if (vi32_any(any != any)) __atomic_store_n(&wrong, 1, __ATOMIC_RELAXED);
     }
     return wrong;
+}
+
+/* A column's codes lie in one lane of every panel, a line or two each, where the weight's own rows are `depth` apart. */
+static void outlier_weights(const int8_t *packed, size_t depth, size_t width, const float *scale, const int64_t *columns,
+                            size_t count, float *weights) {
+    size_t wide = padded_width(width), deep = padded_depth(depth);
+    int threads = rn_threads(wide / COLUMNS, 0.5 * (double)count * (double)wide);
+    RN_PARALLEL(threads) {
+        RN_SHARE(wide / COLUMNS, first, last);
+        for (size_t n = first * COLUMNS; n < last * COLUMNS; n += LANES)
+            for (size_t i = 0; i < count; i++) {
+                size_t k = (size_t)columns[i];
+                const int8_t *panel = packed + n / COLUMNS * COLUMNS * deep + n % COLUMNS * 4;
+                vi32 four = vi32_load((const int32_t *)(const void *)(panel + k / 4 * PAIRED));
+                vf32 code = vf32_from_vi32((four << (24 - 8 * (int)(k % 4))) >> 24);
+                vf32_store(weights + i * wide + n, code * (vf32_load(scale + n) / 127.0f));
+            }
+    }
 }
 
 /* Nearest integer, ties to even, for what is already scaled to -127 .. 127. Entries at or above the threshold may be
@@ -798,6 +843,7 @@ RN_TABLE(int8) = {
     .matmul_rows = matmul_rows,
     .row_constants = row_constants,
     .quantize = quantize,
+    .outlier_weights = outlier_weights,
     .dequantized = dequantized,
     .group = GROUP,
     .weight_top = WEIGHT_TOP,

@@ -47,6 +47,9 @@ typedef struct {
     /* q = rint(127 x / largest), 0 in outlier columns and rows without an entry. */
     void (*quantize)(const float *x, size_t x_stride, size_t rows, size_t depth, const float *largest,
                      const uint8_t *outlier, int8_t *q);
+    /* weights[i, n] = code of the packed weight at (columns[i], n) * scale[n] / 127, up to padded_width columns. */
+    void (*outlier_weights)(const int8_t *packed, size_t depth, size_t width, const float *scale, const int64_t *columns,
+                            size_t count, float *weights);
     /* out = (q @ packed) * (largest * scale) / 127^2 + bias + large @ weights. `large` is (rows, count), the entries of
      * the outlier columns, weights (count, padded_width). 0, or -1 without memory. */
     int (*dequantized)(const int8_t *q, const float *largest, size_t rows, size_t depth, const int8_t *packed,

@@ -5,13 +5,15 @@ import weakref
 import numpy
 
 cimport numpy as np
-from libc.stdint cimport int32_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 
 from refnorm.quantizers import Int8Weight
 from refnorm.quantizers import absmax_quantize as _reference_absmax_quantize
 from refnorm.quantizers import llm_int8_linear as _reference_linear
 from refnorm.quantizers import llm_int8_linear_vjp as _reference_linear_vjp
 from refnorm.quantizers import vectorwise_quantize as _reference_vectorwise_quantize
+from refnorm.quantizers import zeropoint_quantize
+from refnorm.quantizers._int8 import check_matrices, rescale
 
 np.import_array()
 
@@ -31,6 +33,8 @@ cdef extern from "int8.h":
                              float *largest, uint8_t *outlier) nogil
         void (*quantize)(const float *x, size_t x_stride, size_t rows, size_t depth, const float *largest,
                          const uint8_t *outlier, signed char *q) nogil
+        void (*outlier_weights)(const signed char *packed, size_t depth, size_t width, const float *scale,
+                                const int64_t *columns, size_t count, float *weights) nogil
         int (*dequantized)(const signed char *q, const float *largest, size_t rows, size_t depth,
                            const signed char *packed, const int32_t *sums, const float *scale, const float *bias,
                            size_t width, const float *large, size_t count, const float *weights, float *out,
@@ -39,6 +43,9 @@ cdef extern from "int8.h":
 
 # Sums of this many products of codes fit int32.
 MOST_TERMS = (2**31 - 1) // 127**2
+
+# No outlier column.
+_NONE = numpy.zeros(0, numpy.intp)
 
 # Up to this many rows, packing the other matrix would take longer than the product.
 FEW_ROWS = 64
@@ -302,6 +309,90 @@ def matmul_vectorwise(x, weight):
     return llm_int8_linear(x, quantize_weight(weight), threshold=0.0)
 
 
+def _absmax_product(x, weight, x_axis):
+    """Quantize both matrices by absmax, the weight by one constant, and multiply."""
+    x, weight = check_matrices(x, weight)
+    if x.dtype != numpy.float32 or x.shape[1] == 0:
+        codes, constants = _reference_absmax_quantize(x, axis=x_axis)
+        other, constant = _reference_absmax_quantize(weight)
+        return rescale(int8_matmul(codes, other.T), constants, constant).astype(x.dtype)
+    cdef np.ndarray rows = _contiguous(numpy.asarray(x))
+    codes, constants = absmax_quantize(rows, axis=x_axis)
+    other, constant = absmax_quantize(_in_order(weight.T))
+    packed = Int8Weight(other, numpy.full(len(other), constant, numpy.float32), None)
+    largest = _in_order(numpy.broadcast_to(constants.reshape(-1), (len(rows),)))
+    result = _new_matrix(rows.shape[0], len(other))
+    _product(rows, codes, largest, _NONE, packed, None, None, result)
+    return result
+
+
+def matmul_tensorwise(x, weight):
+    """``x (T, K) @ weight (K, N)`` in int8 with one constant for each matrix.
+
+    See :func:`refnorm.quantizers.matmul_tensorwise`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> matmul_tensorwise(np.array([[1.0, -2.0]]), np.array([[0.5], [1.0]])).round(4)
+    array([[-1.4921]])
+    """
+    return _absmax_product(x, weight, None)
+
+
+def matmul_rowwise(x, weight):
+    """``x (T, K) @ weight (K, N)`` in int8 with a constant for each row of ``x`` and one for ``weight``.
+
+    See :func:`refnorm.quantizers.matmul_rowwise`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> matmul_rowwise(np.array([[1.0, -2.0], [0.0, 0.1]]), np.array([[0.5], [1.0]])).round(4)
+    array([[-1.4921],
+           [ 0.1   ]])
+    """
+    return _absmax_product(x, weight, 0)
+
+
+def matmul_zeropoint(x, weight):
+    """``x (T, K) @ weight (K, N)`` in int8 with a zero point for each matrix.
+
+    See :func:`refnorm.quantizers.matmul_zeropoint`. The integer product is the kernel's, the rest the reference's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> matmul_zeropoint(np.array([[1.0, 2.0]]), np.array([[0.5], [1.0]]))
+    array([[2.5]])
+    """
+    x, weight = check_matrices(x, weight)
+    x_codes, x_n, x_z = zeropoint_quantize(x)
+    codes, n, z = zeropoint_quantize(_in_order(weight.T))
+    # z_x times the column sums, and z_w times the row sums less those of the constant: int64, as the products need.
+    columns = x_z * codes.sum(axis=1, dtype=numpy.int64)
+    rows = z * (x_codes.sum(axis=1, keepdims=True, dtype=numpy.int64) - x.shape[1] * x_z)
+    corrected = int8_matmul(x_codes, codes) - columns
+    corrected -= rows
+    return (corrected / float(x_n) / float(n)).astype(x.dtype)
+
+
+def _wide_linear(x, weight, bias, threshold, row_stats, outlier_weights, w_float):
+    """The layer in float64: the reference's computation around the kernel's integer product."""
+    rows = x.reshape(-1, x.shape[x.ndim - 1])
+    q, largest, outliers = _reference_vectorwise_quantize(rows, threshold=threshold, row_stats=row_stats)
+    product = rescale(int8_matmul(q, weight.q), largest[:, None], numpy.ones(1))
+    if outlier_weights == "float":
+        product *= weight.scale
+        product += rows[:, outliers] @ w_float[outliers]
+    else:
+        product += rows[:, outliers] @ (weight.q[:, outliers].T / 127)
+        product *= weight.scale
+    if bias is not None:
+        product += bias
+    return product.reshape(*x.shape[:-1], len(weight.q))
+
+
 def llm_int8_linear(x, weight, bias=None, *, threshold=6.0, row_stats="elements", outlier_weights="dequantized",
                     w_float=None, out=None):
     """Apply a linear layer whose weights are int8; see :func:`refnorm.quantizers.llm_int8_linear`.
@@ -320,7 +411,7 @@ def llm_int8_linear(x, weight, bias=None, *, threshold=6.0, row_stats="elements"
     Notes
     -----
     The integer product equals the reference's bit for bit; constants, outlier columns and bias follow in float32
-    for float32. float64 is the computation of the reference.
+    for float32. For float64 the kernel does the integer product, and the rest is the computation of the reference.
 
     Examples
     --------
@@ -331,7 +422,7 @@ def llm_int8_linear(x, weight, bias=None, *, threshold=6.0, row_stats="elements"
            [ 2.31205,  2.07087]], dtype=float32)
     """
     cdef np.ndarray array = _float_array(x, "x")
-    if np.PyArray_TYPE(array) != np.NPY_FLOAT or array.ndim == 0 or weight.q.ndim != 2 or weight.q.shape[1] == 0:
+    if array.ndim == 0 or weight.q.ndim != 2 or weight.q.shape[1] == 0:
         y = _reference_linear(x, weight, bias, threshold=threshold, row_stats=row_stats,
                               outlier_weights=outlier_weights, w_float=w_float)
         if out is None:
@@ -363,7 +454,13 @@ def llm_int8_linear(x, weight, bias=None, *, threshold=6.0, row_stats="elements"
         _checks.shape(w_float, "w_float", (terms, outputs))
     result_shape = (*shape[: array.ndim - 1], outputs)
     if out is not None:
-        _check_out(out, numpy.broadcast_to(numpy.float32(0), result_shape))
+        _check_out(out, numpy.broadcast_to(array.dtype.type(0), result_shape))
+    if np.PyArray_TYPE(array) != np.NPY_FLOAT:
+        y = _wide_linear(array, weight, bias, threshold, row_stats, outlier_weights, w_float)
+        if out is None:
+            return y
+        out[...] = y
+        return out
     cdef np.ndarray rows = numpy.reshape(_contiguous(array), (-1, terms))
     q, largest, columns = _quantized(rows, threshold, row_stats)
     direct = out is not None and out.flags.c_contiguous and out.flags.aligned and _apart(out, rows) and (
@@ -383,6 +480,20 @@ cdef np.ndarray _new_matrix(Py_ssize_t rows, Py_ssize_t columns):
     return rn_empty(2, shape, np.NPY_FLOAT)
 
 
+cdef _outlier_weights(Packed packed, columns):
+    """Dequantized weights of outlier columns, one a row, padded."""
+    cdef np.ndarray places = _in_order(columns, numpy.int64)
+    cdef np.ndarray weights = numpy.empty((len(columns), packed.wide), numpy.float32)
+    cdef const signed char *panels = <const signed char *> _at(packed.codes)
+    cdef const float *scale = <const float *> _at(packed.scale)
+    cdef const int64_t *at = <const int64_t *> np.PyArray_DATA(places)
+    cdef float *target = <float *> np.PyArray_DATA(weights)
+    cdef size_t count = len(columns)
+    with nogil:
+        packed.table.outlier_weights(panels, packed.depth, packed.width, scale, at, count, target)
+    return weights
+
+
 cdef _product(np.ndarray rows, q, largest, columns, weight, bias, w_float, result):
     cdef Packed packed = _packed(weight)
     cdef size_t count = columns.size, height = rows.shape[0]
@@ -393,10 +504,10 @@ cdef _product(np.ndarray rows, q, largest, columns, weight, bias, w_float, resul
     weights = large = None
     if count:
         large = _in_order((<object> rows)[:, columns])
-        weights = numpy.zeros((count, packed.wide), numpy.float32)
         if w_float is None:
-            weights[:, : packed.width] = weight.q[:, columns].T.astype(numpy.float32) * (weight.scale / numpy.float32(127))
+            weights = _outlier_weights(packed, columns)
         else:
+            weights = numpy.zeros((count, packed.wide), numpy.float32)
             weights[:, : packed.width] = w_float[columns]
     cdef const signed char *codes = <const signed char *> _at(q)
     cdef const float *constants = <const float *> _at(largest)

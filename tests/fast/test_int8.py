@@ -175,6 +175,81 @@ def test_linear_follows_the_reference(shape, threshold, row_stats, outlier_weigh
         np.testing.assert_array_equal(out, got)
 
 
+@pytest.mark.parametrize("outlier_weights", ["dequantized", "float"])
+@pytest.mark.parametrize("row_stats", ["elements", "columns"])
+@pytest.mark.parametrize("rows", [0, 3, MANY])
+def test_linear_in_float64_is_the_references_to_a_few_ulp(rows, row_stats, outlier_weights):
+    rng = np.random.default_rng(13)
+    x, weight, bias = rng.standard_normal((2, rows, 90)) * 2, rng.standard_normal((90, 33)), rng.standard_normal(33)
+    x[..., 7] *= 9
+    packed = reference.quantize_weight(weight)
+    options = {"row_stats": row_stats, "outlier_weights": outlier_weights, "w_float": weight}
+    for given_bias in (bias, None):
+        expected = reference.llm_int8_linear(x, packed, given_bias, **options)
+        got = fast.llm_int8_linear(x, packed, given_bias, **options)
+        assert got.dtype == np.float64
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13 * (1 + np.abs(expected).max(initial=0)))
+        out = np.empty(expected.shape)
+        assert fast.llm_int8_linear(x, packed, given_bias, out=out, **options) is out
+        np.testing.assert_array_equal(out, got)
+    support.check_out(
+        lambda x, **out: fast.llm_int8_linear(x, fast.quantize_weight(weight[:33]), **out), x[0, :, :33] + 0
+    )
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("name", ["matmul_tensorwise", "matmul_rowwise", "matmul_vectorwise", "matmul_zeropoint"])
+def test_products_of_two_float_matrices(name, dtype):
+    rng = np.random.default_rng(14)
+    for rows, depth, width in ((1, 1, 1), (3, 50, 7), (MANY, 130, 40)):
+        x, weight = rng.standard_normal((rows, depth)).astype(dtype), rng.standard_normal((depth, width)).astype(dtype)
+        x[0] *= 100
+        weight[:, 0] += 3
+        expected = getattr(reference, name)(x, weight)
+        scale = np.abs(expected).max()
+        for left, right in (
+            (x, weight),
+            (np.asfortranarray(x), weight[::-1].copy()[::-1]),
+            (x, np.asfortranarray(weight)),
+        ):
+            got = getattr(fast, name)(left, right)
+            assert got.dtype == dtype
+            np.testing.assert_allclose(got, expected, rtol=0, atol=4 * np.finfo(dtype).eps * scale)
+    if name != "matmul_zeropoint":
+        assert getattr(fast, name)(np.zeros((0, 3), dtype), np.ones((3, 2), dtype)).shape == (0, 2)
+        np.testing.assert_array_equal(getattr(fast, name)(np.zeros((2, 3), dtype), np.ones((3, 2), dtype)), 0)
+    for wrong in (
+        (x, weight[1:]),
+        (x[0], weight),
+        (x, weight.astype(np.float16)),
+        (x * np.nan, weight),
+        (x, weight + np.inf),
+    ):
+        with pytest.raises((TypeError, ValueError)) as error:
+            getattr(reference, name)(*wrong)
+        with pytest.raises(error.type) as got_error:
+            getattr(fast, name)(*wrong)
+        assert str(got_error.value) == str(error.value)
+
+
+def test_outliers_in_every_place_of_a_row():
+    rng = np.random.default_rng(15)
+    for depth in (*support.TAILS[1::5], 130):
+        x = np.clip(rng.standard_normal((5, depth)), -2, 2).astype(np.float32)
+        weight = rng.standard_normal((depth, 35)).astype(np.float32)
+        packed = fast.quantize_weight(weight)
+        for column in range(depth):
+            hit = x.copy()
+            hit[column % 5, column] = 7
+            np.testing.assert_array_equal(fast.vectorwise_quantize(hit, threshold=6.0)[2], [column])
+            if column % 7 == 0:
+                expected = reference.llm_int8_linear(hit, packed)
+                np.testing.assert_allclose(
+                    fast.llm_int8_linear(hit, packed), expected, rtol=0, atol=1e-5 * (1 + depth / 8)
+                )
+
+
 def test_changed_codes_are_seen():
     rng = np.random.default_rng(4)
     x, weight = rng.standard_normal((4, 6)).astype(np.float32), rng.standard_normal((6, 3)).astype(np.float32)
