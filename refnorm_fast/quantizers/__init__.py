@@ -1,4 +1,4 @@
-"""LLM.int8() and its exact integer product as SIMD kernels."""
+"""LLM.int8(), its exact integer product, and the elementwise quantizers as SIMD kernels."""
 
 from refnorm_fast.quantizers._core import (
     Int8Weight,
@@ -10,14 +10,60 @@ from refnorm_fast.quantizers._core import (
     quantize_weight,
     vectorwise_quantize,
 )
+from refnorm_fast.quantizers._half import round_bfloat16, round_float16, stochastic_round
+from refnorm_fast.quantizers._levels import (
+    log2_fake_quantize,
+    log2_fake_quantize_vjp,
+    log2_reparam_dequantize,
+    log_sqrt2_dequantize,
+    log_sqrt2_fake_quantize,
+    log_sqrt2_fake_quantize_vjp,
+    log_sqrt2_quantize,
+    sulq_decode,
+    sulq_encode,
+    sulq_fake_quantize,
+    sulq_fake_quantize_vjp,
+)
+from refnorm_fast.quantizers._quantize import (
+    affine_qparams,
+    dequantize,
+    fake_quantize,
+    fake_quantize_vjp,
+    lsq_scale,
+    quantize,
+    range_fake_quantize,
+    range_fake_quantize_vjp,
+)
 
 __all__ = [
     "Int8Weight",
     "absmax_quantize",
+    "affine_qparams",
+    "dequantize",
+    "fake_quantize",
+    "fake_quantize_vjp",
     "int8_matmul",
     "llm_int8_linear",
     "llm_int8_linear_vjp",
+    "log2_fake_quantize",
+    "log2_fake_quantize_vjp",
+    "log2_reparam_dequantize",
+    "log_sqrt2_dequantize",
+    "log_sqrt2_fake_quantize",
+    "log_sqrt2_fake_quantize_vjp",
+    "log_sqrt2_quantize",
+    "lsq_scale",
     "matmul_vectorwise",
+    "quantize",
     "quantize_weight",
+    "range_fake_quantize",
+    "range_fake_quantize_vjp",
+    "round_bfloat16",
+    "round_float16",
+    "stochastic_round",
+    "sulq_decode",
+    "sulq_encode",
+    "sulq_fake_quantize",
+    "sulq_fake_quantize_vjp",
     "vectorwise_quantize",
 ]
