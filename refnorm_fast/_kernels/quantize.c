@@ -130,6 +130,7 @@ RN_INLINE vi32 levels_near(vf32 t, const rn_search *search, vf32 *nearest) {
     .affine_points_##suffix = affine_points_##suffix, .extremes_##suffix = extremes_##suffix,            \
     .magnitudes_##suffix = magnitudes_##suffix, .round_##suffix = round_##suffix,                        \
     .round_stochastic_##suffix = round_stochastic_##suffix, .levels_##suffix = levels_##suffix,          \
-    .levels_backward_##suffix = levels_backward_##suffix, .lookup_##suffix = lookup_##suffix
+    .levels_backward_##suffix = levels_backward_##suffix, .lookup_##suffix = lookup_##suffix,      \
+    .codewords_##suffix = codewords_##suffix
 
 RN_TABLE(quantize) = {ENTRIES(f32), ENTRIES(f64)};

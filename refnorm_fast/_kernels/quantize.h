@@ -63,7 +63,11 @@ typedef struct {
     int (*levels_backward_##suffix)(rn_search search, int denominator, const T *a, T divisor, T addend, size_t count, \
                                     const T *values, int first, int last, const T *dy, T *da, double *sum);           \
     /* y = values[q], 0 where the mask (or NULL) is set. */                                                           \
-    void (*lookup_##suffix)(const uint8_t *q, const uint8_t *mask, const T *values, T *y, size_t count);
+    void (*lookup_##suffix)(const uint8_t *q, const uint8_t *mask, const T *values, T *y, size_t count);              \
+    /* y[r, j] = scales[r] * (books[0, codes[r, j, 0]] + books[1, codes[r, j, 1]] + ...), `width` entries each. Codes  \
+     * have 1, 2, 4 or 8 bytes, signed or not. 1 if one is not within 0 .. words - 1. */                              \
+    int (*codewords_##suffix)(const void *codes, int code_bytes, const T *books, const T *scales, size_t rows,        \
+                              size_t groups, size_t count, size_t words, size_t width, T *y);
 
 typedef struct {
     RN_QUANTIZE_FUNCTIONS(float, f32)

@@ -960,6 +960,66 @@ static void N(lookup)(const uint8_t *q, const uint8_t *mask, const T *values, T 
     }
 }
 
+/* ---- sums of codewords ------------------------------------------------------------------------------------------- */
+
+/* A code as an unsigned number: a negative one is too large for any codebook. */
+RN_INLINE uint64_t N(code_at)(const void *codes, int bytes, size_t i) {
+    if (bytes == 1) return ((const uint8_t *)codes)[i];
+    if (bytes == 2) return ((const uint16_t *)codes)[i];
+    if (bytes == 4) return ((const uint32_t *)codes)[i];
+    return ((const uint64_t *)codes)[i];
+}
+
+/* One row; whether all codes are within the codebooks. Codewords are added in the order of their books. */
+RN_INLINE int N(codewords_row)(const void *codes, int bytes, const T *books, T scale, size_t first, size_t groups,
+                               size_t count, size_t words, size_t width, T *y) {
+    VT s = V(set)(scale);
+    for (size_t group = 0; group < groups; group++) {
+        size_t at = first + group * count;
+        for (size_t m = 0; m < count; m++)
+            if (N(code_at)(codes, bytes, at + m) >= words) return 0;
+        for (size_t i = 0; i < width; i += LANES) {
+            size_t left = width - i < LANES ? width - i : LANES;
+            VT sum = {0};
+            for (size_t m = 0; m < count; m++) {
+                const T *word = books + (m * words + N(code_at)(codes, bytes, at + m)) * width + i;
+                VT part = left == LANES ? V(load)(word) : V(load_part)(word, left, 0);
+                sum = m == 0 ? part : sum + part;
+            }
+            if (left == LANES)
+                V(store)(y + group * width + i, s * sum);
+            else
+                V(store_part)(y + group * width + i, left, s * sum);
+        }
+    }
+    return 1;
+}
+
+static int N(codewords)(const void *codes, int code_bytes, const T *books, const T *scales, size_t rows, size_t groups,
+                        size_t count, size_t words, size_t width, T *y) {
+    int threads = rn_threads(rows, 1.5 * (double)(rows * groups * count)), wrong = 0;
+    RN_PARALLEL(threads) {
+        RN_SHARE(rows, first, last);
+        for (size_t row = first; row < last; row++) {
+            T *to = y + row * groups * width;
+            size_t at = row * groups * count;
+            int right;
+#define ROW(BYTES) N(codewords_row)(codes, BYTES, books, scales[row], at, groups, count, words, width, to)
+            if (code_bytes == 1)
+                right = ROW(1);
+            else if (code_bytes == 2)
+                right = ROW(2);
+            else if (code_bytes == 4)
+                right = ROW(4);
+            else
+                right = ROW(8);
+#undef ROW
+            if (!right) __atomic_store_n(&wrong, 1, __ATOMIC_RELAXED);
+        }
+    }
+    return wrong;
+}
+
 #undef BLOCK
 #undef CHAIN
 #undef STEP

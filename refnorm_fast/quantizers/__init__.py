@@ -1,5 +1,6 @@
 """LLM.int8(), its exact integer product, and the elementwise quantizers as SIMD kernels."""
 
+from refnorm_fast.quantizers._codewords import additive_dequantize
 from refnorm_fast.quantizers._core import (
     Int8Weight,
     absmax_quantize,
@@ -38,6 +39,7 @@ from refnorm_fast.quantizers._quantize import (
 __all__ = [
     "Int8Weight",
     "absmax_quantize",
+    "additive_dequantize",
     "affine_qparams",
     "dequantize",
     "fake_quantize",

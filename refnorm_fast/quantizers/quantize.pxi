@@ -34,6 +34,8 @@ cdef extern from "quantize.h":
         int (*levels_backward_f64)(rn_search, int, const double *, double, double, size_t, const double *, int, int, const double *, double *, double *) noexcept nogil
         void (*lookup_f32)(const uint8_t *, const uint8_t *, const float *, float *, size_t) noexcept nogil
         void (*lookup_f64)(const uint8_t *, const uint8_t *, const double *, double *, size_t) noexcept nogil
+        int (*codewords_f32)(const void *, int, const float *, const float *, size_t, size_t, size_t, size_t, size_t, float *) noexcept nogil
+        int (*codewords_f64)(const void *, int, const double *, const double *, size_t, size_t, size_t, size_t, size_t, double *) noexcept nogil
     const rn_quantize_table *rn_quantize() noexcept nogil
 
 

