@@ -1,6 +1,7 @@
 """Low-precision matrix products as SIMD kernels."""
 
 from refnorm_fast.quantizers._bf16 import linear_lowp, linear_lowp_vjp, matmul_lowp
+from refnorm_fast.quantizers._codewords import additive_dequantize
 from refnorm_fast.quantizers._core import (
     Int8Weight,
     absmax_quantize,
@@ -14,11 +15,40 @@ from refnorm_fast.quantizers._core import (
     quantize_weight,
     vectorwise_quantize,
 )
+from refnorm_fast.quantizers._half import round_bfloat16, round_float16, stochastic_round
 from refnorm_fast.quantizers._int4 import int4_linear, int4_linear_vjp
+from refnorm_fast.quantizers._levels import (
+    log2_fake_quantize,
+    log2_fake_quantize_vjp,
+    log2_reparam_dequantize,
+    log_sqrt2_dequantize,
+    log_sqrt2_fake_quantize,
+    log_sqrt2_fake_quantize_vjp,
+    log_sqrt2_quantize,
+    sulq_decode,
+    sulq_encode,
+    sulq_fake_quantize,
+    sulq_fake_quantize_vjp,
+)
+from refnorm_fast.quantizers._quantize import (
+    affine_qparams,
+    dequantize,
+    fake_quantize,
+    fake_quantize_vjp,
+    lsq_scale,
+    quantize,
+    range_fake_quantize,
+    range_fake_quantize_vjp,
+)
 
 __all__ = [
     "Int8Weight",
     "absmax_quantize",
+    "additive_dequantize",
+    "affine_qparams",
+    "dequantize",
+    "fake_quantize",
+    "fake_quantize_vjp",
     "int4_linear",
     "int4_linear_vjp",
     "int8_matmul",
@@ -26,11 +56,29 @@ __all__ = [
     "linear_lowp_vjp",
     "llm_int8_linear",
     "llm_int8_linear_vjp",
+    "log2_fake_quantize",
+    "log2_fake_quantize_vjp",
+    "log2_reparam_dequantize",
+    "log_sqrt2_dequantize",
+    "log_sqrt2_fake_quantize",
+    "log_sqrt2_fake_quantize_vjp",
+    "log_sqrt2_quantize",
+    "lsq_scale",
     "matmul_lowp",
     "matmul_rowwise",
     "matmul_tensorwise",
     "matmul_vectorwise",
     "matmul_zeropoint",
+    "quantize",
     "quantize_weight",
+    "range_fake_quantize",
+    "range_fake_quantize_vjp",
+    "round_bfloat16",
+    "round_float16",
+    "stochastic_round",
+    "sulq_decode",
+    "sulq_encode",
+    "sulq_fake_quantize",
+    "sulq_fake_quantize_vjp",
     "vectorwise_quantize",
 ]

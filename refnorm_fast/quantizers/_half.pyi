@@ -1,0 +1,9 @@
+import numpy as np
+
+from refnorm._typing import Array, F
+
+def round_float16(x: Array[F], *, out: Array[F] | None = None) -> Array[F]: ...
+def round_bfloat16(x: Array[F], *, out: Array[F] | None = None) -> Array[F]: ...
+def stochastic_round(
+    x: Array[F], storage: str = "float16", *, rng: np.random.Generator, out: Array[F] | None = None
+) -> Array[F]: ...
