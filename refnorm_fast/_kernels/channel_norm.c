@@ -27,8 +27,9 @@ RN_INLINE vf64 vf64_sign(vf64 c) {
     return vf64_select((c == 0) | (c != c), c, vf64_copysign(vf64_set(1), c));
 }
 
-/* Ways in which an entry of the output comes about: forward, backward, and backward of L1. */
-enum { FORWARD = 0, COMBINE, COMBINE_SIGNS };
+/* Ways in which an entry of the output comes about: forward, backward, backward of L1, backward that x plays no part in
+ * (so that an infinite x leaves it alone). */
+enum { FORWARD = 0, COMBINE, COMBINE_SIGNS, SCALE };
 
 #define T float
 #define VT vf32

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 from refnorm._typing import Array, F, Pullback
-from refnorm.norms import BatchNormState
+from refnorm.norms import BatchNormState, GhostBatchState
 
 def batch_statistics(x: Array[F], axes: Sequence[int] = (0,)) -> tuple[Array[F], Array[F]]: ...
 def batch_statistics_vjp(x: Array[F], axes: Sequence[int] = (0,)) -> tuple[tuple[Array[F], Array[F]], Pullback]: ...
@@ -55,4 +55,81 @@ def batch_norm_eval(
 ) -> Array[F]: ...
 def batch_norm_eval_vjp(
     x: Array[F], gain: Array[F], bias: Array[F], state: BatchNormState, *, eps: float = 1e-5
+) -> tuple[Array[F], Pullback]: ...
+def ghost_batch_norm(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    *,
+    ghost_size: int = 128,
+    eps: float = 1e-5,
+    merge_last: bool = False,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def ghost_batch_norm_vjp(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    *,
+    ghost_size: int = 128,
+    eps: float = 1e-5,
+    merge_last: bool = False,
+) -> tuple[Array[F], Pullback]: ...
+def ghost_batch_norm_train(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    state: GhostBatchState,
+    *,
+    ghost_size: int = 128,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    merge_last: bool = False,
+) -> tuple[Array[F], GhostBatchState]: ...
+def ghost_batch_norm_train_vjp(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    state: GhostBatchState,
+    *,
+    ghost_size: int = 128,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    merge_last: bool = False,
+) -> tuple[tuple[Array[F], GhostBatchState], Pullback]: ...
+def l1_batch_statistics(x: Array[F], axes: Sequence[int] = (0,)) -> tuple[Array[F], Array[F]]: ...
+def l1_batch_statistics_vjp(x: Array[F], axes: Sequence[int] = (0,)) -> tuple[tuple[Array[F], Array[F]], Pullback]: ...
+def l1_batch_norm(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    mean: Array[F] | None = None,
+    deviation: Array[F] | None = None,
+    *,
+    axes: Sequence[int] = (0,),
+    eps: float = 1e-5,
+    match_std: bool = False,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def l1_batch_norm_vjp(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    mean: Array[F] | None = None,
+    deviation: Array[F] | None = None,
+    *,
+    axes: Sequence[int] = (0,),
+    eps: float = 1e-5,
+    match_std: bool = False,
+) -> tuple[Array[F], Pullback]: ...
+def mean_only_batch_norm(
+    x: Array[F],
+    bias: Array[F],
+    mean: Array[F] | None = None,
+    *,
+    axes: Sequence[int] = (0,),
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def mean_only_batch_norm_vjp(
+    x: Array[F], bias: Array[F], mean: Array[F] | None = None, *, axes: Sequence[int] = (0,)
 ) -> tuple[Array[F], Pullback]: ...

@@ -4,7 +4,10 @@ import numpy
 
 cimport numpy as np
 
-from refnorm.norms import BatchNormState, update_running_statistics
+from refnorm.norms import BatchNormState, GhostBatchState, update_running_statistics
+from refnorm.norms import l1_batch_statistics_vjp as _reference_l1_batch_statistics_vjp
+from refnorm.norms._ghost_batch_norm import _chunks
+from refnorm.norms._l1_batch_norm import STD_OVER_DEVIATION
 
 np.import_array()
 
@@ -611,3 +614,414 @@ def batch_norm_eval_vjp(x, gain, bias, state, *, eps=1e-5):
     y = _output(kind, c.at, c.gain, c.bias, None, channels, eps)
     back = _batch_pullback(c, channels, kind)
     return y, lambda dy: back(dy)[:3]
+
+
+# ---- ghost batch norm ----------------------------------------------------------------------------------------------
+
+
+cdef class _Ghosts:
+    """Checked arguments of a ghost batch norm, with a layout that is cut along the batch."""
+
+    cdef _Layout at
+    cdef np.ndarray gain, bias
+    cdef list chunks
+
+
+cdef _Ghosts _check_ghosts(x, gain, bias, ghost_size, eps, merge_last):
+    cdef _Ghosts self = _Ghosts.__new__(_Ghosts)
+    cdef np.ndarray array = _batch(x, 2)
+    cdef unsigned long long over = _all_but_second(array)
+    cdef tuple units = _units(array, over)
+    self.gain = _unit_array(gain, "gain", array, units)
+    self.bias = _unit_array(bias, "bias", array, units)
+    _positive(eps)
+    self.chunks = _chunks(array, ghost_size, merge_last)
+    self.at = _layout(array, over, True)
+    cdef size_t rows_of_example = self.at.shape.outer // <size_t> np.PyArray_DIM(array, 0)
+    self.at.shape.ghosts = len(self.chunks)
+    self.at.shape.ghost_outer = rows_of_example * <size_t> (self.chunks[0].stop - self.chunks[0].start)
+    return self
+
+
+cdef _ghost_pullback(_Ghosts c, np.ndarray channels):
+    def pullback(dy):
+        dx, total, product = _backward(BATCH, c.at, dy, c.gain, channels)
+        ghosts = (len(c.chunks), -1)
+        dgain = (product * (<object> channels)[:, INVERSE_COLUMN]).reshape(ghosts).sum(axis=0)
+        return dx, _as_units(c.at, dgain), _as_units(c.at, total.reshape(ghosts).sum(axis=0))
+
+    return pullback
+
+
+def ghost_batch_norm(x, gain, bias, *, ghost_size=128, eps=1e-5, merge_last=False, out=None):
+    """Batch norm with the statistics of small parts of the batch.
+
+    Parameters
+    ----------
+    x : array (N, C, ...)
+        Batch, cut along its first axis.
+    gain, bias : arrays (C,)
+    ghost_size : int >= 1
+        Examples of a ghost batch; the last one has what is left.
+    eps : float > 0
+        Added to the variance.
+    merge_last : bool
+        Whether a last ghost batch that is too small joins the one before.
+    out : array, optional
+        Takes the result; may be ``x`` itself or overlap it.
+
+    Returns
+    -------
+    array, shape and dtype of ``x``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.norms.ghost_batch_norm`; also if ``out`` does not fit.
+
+    Notes
+    -----
+    :func:`batch_norm` of every ghost batch: what fits a core's cache is read from memory once.
+
+    References
+    ----------
+    Hoffer, Hubara, Soudry (2017), arXiv 1705.08741, section 4.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0], [3.0], [10.0], [30.0]])
+    >>> ghost_batch_norm(x, np.ones(1), np.zeros(1), ghost_size=2).ravel().round(3)
+    array([-1.,  1., -1.,  1.])
+    """
+    cdef _Ghosts c = _check_ghosts(x, gain, bias, ghost_size, eps, merge_last)
+    return _output(BATCH, c.at, c.gain, c.bias, out, _statistics(c.at), eps)
+
+
+def ghost_batch_norm_vjp(x, gain, bias, *, ghost_size=128, eps=1e-5, merge_last=False):
+    """Return :func:`ghost_batch_norm` and its pullback ``dy -> (dx, dgain, dbias)``.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0], [3.0], [10.0], [30.0]])
+    >>> y, pullback = ghost_batch_norm_vjp(x, np.ones(1), np.zeros(1), ghost_size=2)
+    >>> pullback(np.ones((4, 1)))[2]
+    array([4.])
+    """
+    cdef _Ghosts c = _check_ghosts(x, gain, bias, ghost_size, eps, merge_last)
+    channels = _statistics(c.at)
+    y = _output(BATCH, c.at, c.gain, c.bias, None, channels, eps)
+    return y, _ghost_pullback(c, channels)
+
+
+def ghost_batch_norm_train(x, gain, bias, state, *, ghost_size=128, momentum=0.1, eps=1e-5, merge_last=False):
+    """Ghost batch norm that moves the running statistics, once a ghost batch.
+
+    Parameters
+    ----------
+    x : array (N, C, ...)
+    gain, bias : arrays (C,)
+    state : GhostBatchState
+        Before this batch.
+    ghost_size : int >= 1
+    momentum : float in [0, 1]
+        Weight of one ghost batch in the running statistics.
+    eps : float > 0
+    merge_last : bool
+
+    Returns
+    -------
+    y : array, shape and dtype of ``x``
+    state : GhostBatchState
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.norms.ghost_batch_norm_train`.
+
+    Notes
+    -----
+    :func:`ghost_batch_norm`, and the running statistics from the same sums.
+
+    References
+    ----------
+    Hoffer, Hubara, Soudry (2017), arXiv 1705.08741, algorithm 1.
+
+    Examples
+    --------
+    >>> from refnorm.norms import GhostBatchState
+    >>> x = np.array([[1.0], [3.0], [10.0], [30.0]])
+    >>> y, state = ghost_batch_norm_train(x, np.ones(1), np.zeros(1), GhostBatchState.create(1), ghost_size=2)
+    >>> state.mean.round(3)
+    array([2.18])
+    """
+    return ghost_batch_norm_train_vjp(
+        x, gain, bias, state, ghost_size=ghost_size, momentum=momentum, eps=eps, merge_last=merge_last)[0]
+
+
+def ghost_batch_norm_train_vjp(x, gain, bias, state, *, ghost_size=128, momentum=0.1, eps=1e-5, merge_last=False):
+    """Return :func:`ghost_batch_norm_train` and its pullback ``dy -> (dx, dgain, dbias)``.
+
+    The state takes no cotangent and gets none.
+
+    Examples
+    --------
+    >>> from refnorm.norms import GhostBatchState
+    >>> x = np.array([[1.0], [3.0], [10.0], [30.0]])
+    >>> (y, state), pullback = ghost_batch_norm_train_vjp(x, np.ones(1), np.zeros(1), GhostBatchState.create(1))
+    >>> pullback(np.ones((4, 1)))[2]
+    array([4.])
+    """
+    cdef _Ghosts c = _check_ghosts(x, gain, bias, ghost_size, eps, merge_last)
+    channels = _statistics(c.at)
+    y = _output(BATCH, c.at, c.gain, c.bias, None, channels, eps)
+    mean, var = _float_array(state.mean, "state.mean"), _float_array(state.var, "state.var")
+    for name, array in (("state.mean", mean), ("state.var", var)):
+        _checks.same_dtype("x", c.at.original, **{name: array})
+        _checks.shape(array, name, c.at.units)
+    places = c.at.original.size // (len(c.at.original) * len(mean))
+    running = (mean.astype(numpy.float64), var.astype(numpy.float64))
+    for chunk, found in zip(c.chunks, channels.reshape(len(c.chunks), len(mean), 5)):
+        running = update_running_statistics(
+            *running, found[:, MEAN_COLUMN] + found[:, LOW_COLUMN], found[:, SPREAD_COLUMN],
+            (chunk.stop - chunk.start) * places, momentum=momentum)
+    after = GhostBatchState(running[0].astype(mean.dtype), running[1].astype(var.dtype))
+    return (y, after), _ghost_pullback(c, channels)
+
+
+# ---- L1 batch norm -------------------------------------------------------------------------------------------------
+
+
+def l1_batch_statistics(x, axes=(0,)):
+    """Mean and mean absolute deviation over the given axes.
+
+    Parameters
+    ----------
+    x : array
+        For example (N, C) with ``axes=(0,)``, or images (N, C, H, W) with ``axes=(0, 2, 3)``.
+    axes : axes of ``x``
+
+    Returns
+    -------
+    mean, deviation : arrays of the shape of ``x`` along the other axes, dtype of ``x``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.norms.l1_batch_statistics`.
+
+    References
+    ----------
+    Wu et al. (2018), arXiv 1802.09769, equation 3.
+
+    Examples
+    --------
+    >>> l1_batch_statistics(np.array([[1.0], [5.0]]))
+    (array([3.]), array([2.]))
+    """
+    cdef _Layout at = _statistics_layout(x, axes)
+    channels = _statistics(at)
+    _norm(L1, at, None, None, None, channels, 0)
+    return _mean_of(at, channels), _column(at, channels, SPREAD_COLUMN)
+
+
+def l1_batch_statistics_vjp(x, axes=(0,)):
+    """Return :func:`l1_batch_statistics` and its pullback ``(dmean, ddeviation) -> (dx,)``, which is the reference's.
+
+    Examples
+    --------
+    >>> statistics, pullback = l1_batch_statistics_vjp(np.array([[1.0], [5.0]]))
+    >>> pullback((np.array([0.0]), np.array([2.0])))[0].ravel()
+    array([-1.,  1.])
+    """
+    value = l1_batch_statistics(x, axes)
+    return value, lambda cotangent: _reference_l1_batch_statistics_vjp(x, axes)[1](cotangent)
+
+
+cdef np.ndarray _l1_channels(_Checked c, double eps, double factor, int *kind):
+    if c.mean is None:
+        kind[0] = L1
+        return _statistics(c.at)
+    kind[0] = GIVEN
+    return _given_statistics(c.at, c.mean, 1 / (factor * c.spread.astype(numpy.float64) + eps))
+
+
+def l1_batch_norm(x, gain, bias, mean=None, deviation=None, *, axes=(0,), eps=1e-5, match_std=False, out=None):
+    """Batch norm that divides by the mean absolute deviation.
+
+    Parameters
+    ----------
+    x : array
+        For example (N, C) with ``axes=(0,)``, or images (N, C, H, W) with ``axes=(0, 2, 3)``.
+    gain, bias : arrays of the shape of ``x`` along the axes that are not in ``axes``
+    mean, deviation : arrays of the same shape, optional
+        Running statistics. Give both for inference, neither for training.
+    axes : axes of ``x``
+        Those that the statistics are taken over.
+    eps : float > 0
+        Added to the divisor.
+    match_std : bool
+        Multiply the deviation by the root of pi / 2, so that it estimates the standard deviation of normal values.
+    out : array, optional
+        Takes the result; may be ``x`` itself or overlap it.
+
+    Returns
+    -------
+    array, shape and dtype of ``x``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.norms.l1_batch_norm`; also if ``out`` does not fit.
+
+    Notes
+    -----
+    Three sweeps: the mean, the deviation from it, the result.
+
+    References
+    ----------
+    Wu et al. (2018), arXiv 1802.09769, equation 4.
+
+    Examples
+    --------
+    >>> l1_batch_norm(np.array([[1.0], [5.0]]), np.ones(1), np.zeros(1), eps=1e-12).ravel()
+    array([-1.,  1.])
+    """
+    cdef _Checked c = _check_axes_norm(x, gain, bias, mean, deviation, "deviation", axes, eps)
+    cdef double factor = STD_OVER_DEVIATION if match_std else 1.0
+    cdef int kind
+    channels = _l1_channels(c, eps, factor, &kind)
+    return _output(kind, c.at, c.gain, c.bias, out, channels, eps, factor)
+
+
+def l1_batch_norm_vjp(x, gain, bias, mean=None, deviation=None, *, axes=(0,), eps=1e-5, match_std=False):
+    """Return :func:`l1_batch_norm` and its pullback ``dy -> (dx, dgain, dbias, dmean, ddeviation)``.
+
+    The last two entries are ``None`` in training. Parameters, errors and references are those of
+    :func:`l1_batch_norm`.
+
+    Examples
+    --------
+    >>> y, pullback = l1_batch_norm_vjp(np.array([[1.0], [5.0]]), np.ones(1), np.zeros(1))
+    >>> pullback(np.array([[1.0], [0.0]]))[2]
+    array([1.])
+    """
+    cdef _Checked c = _check_axes_norm(x, gain, bias, mean, deviation, "deviation", axes, eps)
+    cdef double factor = STD_OVER_DEVIATION if match_std else 1.0
+    cdef int kind
+    channels = _l1_channels(c, eps, factor, &kind)
+    y = _output(kind, c.at, c.gain, c.bias, None, channels, eps, factor)
+
+    def pullback(dy):
+        dx, total, product = _backward(kind, c.at, dy, c.gain, channels, factor)
+        inverse = (<object> channels)[:, INVERSE_COLUMN]
+        dgain, dbias = _as_units(c.at, product * inverse), _as_units(c.at, total)
+        if kind == L1:
+            return dx, dgain, dbias, None, None
+        # d inverse / d deviation = -factor inverse^2
+        scale = c.gain.reshape(-1) * inverse
+        return dx, dgain, dbias, _as_units(c.at, -scale * total), _as_units(c.at, -factor * scale * inverse * product)
+
+    return y, pullback
+
+
+# ---- mean-only batch norm ------------------------------------------------------------------------------------------
+
+
+cdef class _MeanOnly:
+    cdef _Layout at
+    cdef np.ndarray bias
+    cdef object mean
+
+
+cdef _MeanOnly _check_mean_only(x, bias, mean, axes):
+    cdef _MeanOnly self = _MeanOnly.__new__(_MeanOnly)
+    cdef np.ndarray array = _batch(x, 1)
+    cdef unsigned long long over = _axes(axes, array)
+    cdef tuple units = _units(array, over)
+    self.bias = _unit_array(bias, "bias", array, units)
+    if mean is None:
+        _not_empty(array, over)
+    else:
+        self.mean = _unit_array(mean, "mean", array, units)
+    self.at = _layout(array, over)
+    return self
+
+
+cdef _mean_only(_MeanOnly c, out):
+    if c.mean is None:
+        return _output(MEAN, c.at, None, c.bias, out, _statistics(c.at))
+    return _output(GIVEN, c.at, None, c.bias, out, _given_statistics(c.at, c.mean, numpy.ones(c.at.shape.channels)))
+
+
+def mean_only_batch_norm(x, bias, mean=None, *, axes=(0,), out=None):
+    """Subtract each unit's mean over the batch, and leave its scale to the weights.
+
+    Parameters
+    ----------
+    x : array
+        For example (N, C) with ``axes=(0,)``, or images (N, C, H, W) with ``axes=(0, 2, 3)``.
+    bias : array of the shape of ``x`` along the axes that are not in ``axes``
+        Added after the mean is gone.
+    mean : array of the same shape, optional
+        Running mean, for inference; left out in training.
+    axes : axes of ``x``
+    out : array, optional
+        Takes the result; may be ``x`` itself or overlap it.
+
+    Returns
+    -------
+    array, shape and dtype of ``x``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.norms.mean_only_batch_norm`; also if ``out`` does not fit.
+
+    References
+    ----------
+    Salimans, Kingma (2016), arXiv 1602.07868, equations 11 and 12.
+
+    Examples
+    --------
+    >>> mean_only_batch_norm(np.array([[1.0], [5.0]]), np.array([10.0])).ravel()
+    array([ 8., 12.])
+    """
+    return _mean_only(_check_mean_only(x, bias, mean, axes), out)
+
+
+def mean_only_batch_norm_vjp(x, bias, mean=None, *, axes=(0,)):
+    """Return :func:`mean_only_batch_norm` and its pullback ``dy -> (dx, dbias, dmean)``.
+
+    The last entry is ``None`` in training.
+
+    Notes
+    -----
+    Centring is a symmetric projection: its pullback centres the cotangent.
+
+    Examples
+    --------
+    >>> y, pullback = mean_only_batch_norm_vjp(np.array([[1.0], [5.0]]), np.array([10.0]))
+    >>> pullback(np.array([[1.0], [0.0]]))[0].ravel()
+    array([ 0.5, -0.5])
+    """
+    cdef _MeanOnly c = _check_mean_only(x, bias, mean, axes)
+
+    def pullback(dy):
+        # The input itself plays no part: the kernel is given the cotangent in its place.
+        cdef _Layout at = _another(c.at, dy)
+        channels = _given_statistics(at, numpy.zeros(at.shape.channels), numpy.ones(at.shape.channels))
+        dx, total, _ = _backward(MEAN if c.mean is None else GIVEN, at, dy, None, channels)
+        dbias = _as_units(at, total)
+        return dx, dbias, None if c.mean is None else -dbias
+
+    return _mean_only(c, None), pullback
+
+
+cdef _Layout _another(_Layout at, dy):
+    """The layout of a cotangent."""
+    cdef _Layout self = _Layout.__new__(_Layout)
+    self.shape = at.shape
+    self.units, self.order, self.inverse = at.units, at.order, at.inverse
+    self.original = at.original
+    self.x = at.cotangent(dy)
+    return self
