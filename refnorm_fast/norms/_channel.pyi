@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 from refnorm._typing import Array, F, Pullback
-from refnorm.norms import BatchNormState, GhostBatchState
+from refnorm.norms import BatchNormState, EvoNormState, GhostBatchState
 
 def batch_statistics(x: Array[F], axes: Sequence[int] = (0,)) -> tuple[Array[F], Array[F]]: ...
 def batch_statistics_vjp(x: Array[F], axes: Sequence[int] = (0,)) -> tuple[tuple[Array[F], Array[F]], Pullback]: ...
@@ -132,4 +132,68 @@ def mean_only_batch_norm(
 ) -> Array[F]: ...
 def mean_only_batch_norm_vjp(
     x: Array[F], bias: Array[F], mean: Array[F] | None = None, *, axes: Sequence[int] = (0,)
+) -> tuple[Array[F], Pullback]: ...
+def evonorm_s0(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    slope: Array[F],
+    *,
+    groups: int | None = None,
+    eps: float = 1e-5,
+    nonlinearity: bool = True,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def evonorm_s0_vjp(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    slope: Array[F],
+    *,
+    groups: int | None = None,
+    eps: float = 1e-5,
+    nonlinearity: bool = True,
+) -> tuple[Array[F], Pullback]: ...
+def evonorm_b0_train(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    slope: Array[F],
+    state: EvoNormState,
+    *,
+    decay: float = 0.9,
+    eps: float = 1e-5,
+    nonlinearity: bool = True,
+) -> tuple[Array[F], EvoNormState]: ...
+def evonorm_b0_train_vjp(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    slope: Array[F],
+    state: EvoNormState,
+    *,
+    decay: float = 0.9,
+    eps: float = 1e-5,
+    nonlinearity: bool = True,
+) -> tuple[tuple[Array[F], EvoNormState], Pullback]: ...
+def evonorm_b0_eval(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    slope: Array[F],
+    state: EvoNormState,
+    *,
+    eps: float = 1e-5,
+    nonlinearity: bool = True,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def evonorm_b0_eval_vjp(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    slope: Array[F],
+    state: EvoNormState,
+    *,
+    eps: float = 1e-5,
+    nonlinearity: bool = True,
 ) -> tuple[Array[F], Pullback]: ...
