@@ -25,6 +25,10 @@ from refnorm_fast.norms._channel import (
     l1_batch_statistics_vjp,
     mean_only_batch_norm,
     mean_only_batch_norm_vjp,
+    power_norm_v,
+    power_norm_v_vjp,
+    unified_norm,
+    unified_norm_vjp,
 )
 from refnorm_fast.norms._core import (
     add_layer_norm,
@@ -66,6 +70,10 @@ __all__ = [
     "layer_norm_vjp",
     "mean_only_batch_norm",
     "mean_only_batch_norm_vjp",
+    "power_norm_v",
+    "power_norm_v_vjp",
     "rms_norm",
     "rms_norm_vjp",
+    "unified_norm",
+    "unified_norm_vjp",
 ]

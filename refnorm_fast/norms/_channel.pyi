@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
-from refnorm._typing import Array, F, Pullback
-from refnorm.norms import BatchNormState, EvoNormState, GhostBatchState
+from refnorm._typing import AnyArray, Array, F, Pullback
+from refnorm.norms import BatchNormState, EvoNormState, GhostBatchState, UnifiedNormState
 
 def batch_statistics(x: Array[F], axes: Sequence[int] = (0,)) -> tuple[Array[F], Array[F]]: ...
 def batch_statistics_vjp(x: Array[F], axes: Sequence[int] = (0,)) -> tuple[tuple[Array[F], Array[F]], Pullback]: ...
@@ -197,3 +197,41 @@ def evonorm_b0_eval_vjp(
     eps: float = 1e-5,
     nonlinearity: bool = True,
 ) -> tuple[Array[F], Pullback]: ...
+def power_norm_v(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    *,
+    eps: float = 1e-5,
+    mask: AnyArray | None = None,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def power_norm_v_vjp(
+    x: Array[F], gain: Array[F], bias: Array[F], *, eps: float = 1e-5, mask: AnyArray | None = None
+) -> tuple[Array[F], Pullback]: ...
+def unified_norm(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    state: UnifiedNormState,
+    *,
+    momentum: float = 0.9,
+    warmup: int = 4000,
+    outlier_filtration: bool = False,
+    eps: float = 1e-5,
+    mask: AnyArray | None = None,
+    training: bool = True,
+) -> tuple[Array[F], UnifiedNormState]: ...
+def unified_norm_vjp(
+    x: Array[F],
+    gain: Array[F],
+    bias: Array[F],
+    state: UnifiedNormState,
+    *,
+    momentum: float = 0.9,
+    warmup: int = 4000,
+    outlier_filtration: bool = False,
+    eps: float = 1e-5,
+    mask: AnyArray | None = None,
+    training: bool = True,
+) -> tuple[tuple[Array[F], UnifiedNormState], Pullback]: ...

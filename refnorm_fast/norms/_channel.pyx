@@ -6,9 +6,12 @@ cimport numpy as np
 
 from refnorm.norms import BatchNormState, EvoNormState, GhostBatchState, default_groups, update_running_statistics
 from refnorm.norms import l1_batch_statistics_vjp as _reference_l1_batch_statistics_vjp
+from refnorm.norms import power_norm_v_vjp as _reference_power_norm_v_vjp
+from refnorm.norms import unified_norm_vjp as _reference_unified_norm_vjp
 from refnorm.norms._evonorm import _running_var
 from refnorm.norms._ghost_batch_norm import _chunks
 from refnorm.norms._l1_batch_norm import STD_OVER_DEVIATION
+from refnorm.norms._unified_norm import RATIO_FROM, RATIO_LIMIT, _advance, _advance_backward, _check_state, _on_its_own
 
 np.import_array()
 
@@ -1354,3 +1357,244 @@ def evonorm_b0_eval_vjp(x, gain, bias, slope, state, *, eps=1e-5, nonlinearity=T
     if not nonlinearity:
         return _linear_evonorm(c, None)
     return _evonorm(c, None), lambda dy: _evonorm_backward(c, dy)
+
+
+# ---- quadratic means over the tokens -------------------------------------------------------------------------------
+
+
+cdef class _Tokens:
+    """Checked arguments of a norm whose channels are the last axis."""
+
+    cdef _Layout at
+    cdef np.ndarray gain, bias
+
+
+cdef _Tokens _check_tokens(x, gain, bias, eps):
+    cdef _Tokens self = _Tokens.__new__(_Tokens)
+    cdef np.ndarray array = _batch(x, 2)
+    cdef int last = np.PyArray_NDIM(array) - 1
+    cdef unsigned long long over = (1ull << last) - 1
+    cdef tuple units = _units(array, over)
+    self.gain = _unit_array(gain, "gain", array, units)
+    self.bias = _unit_array(bias, "bias", array, units)
+    _positive(eps)
+    if np.PyArray_SIZE(array) == 0 and 0 in (<object> array).shape[:last]:
+        _checks.fail("x", "at least one token that counts", f"shape {(<object> array).shape}")
+    self.at = _layout(array, over)
+    return self
+
+
+def power_norm_v(x, gain, bias, *, eps=1e-5, mask=None, out=None):
+    """Divide channels by the root of their mean square over the batch.
+
+    Parameters
+    ----------
+    x : array (..., C)
+        Tokens.
+    gain, bias : arrays (C,)
+    eps : float > 0
+        Added to the mean square.
+    mask : boolean array (...), optional
+        Tokens that count; with one, the reference does the work.
+    out : array, optional
+        Takes the result; may be ``x`` itself or overlap it.
+
+    Returns
+    -------
+    array, shape and dtype of ``x``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.norms.power_norm_v`; also if ``out`` does not fit.
+
+    References
+    ----------
+    Shen et al. (2020), arXiv 2003.07845, section 4.1.
+
+    Examples
+    --------
+    >>> power_norm_v(np.array([[3.0], [4.0]]), np.ones(1), np.zeros(1), eps=1e-12).ravel().round(4)
+    array([0.8485, 1.1314])
+    """
+    cdef _Tokens c
+    if mask is not None:
+        y = _reference_power_norm_v_vjp(x, gain, bias, eps=eps, mask=mask)[0]
+        if out is None:
+            return y
+        _check_out(out, y)
+        out[...] = y
+        return out
+    c = _check_tokens(x, gain, bias, eps)
+    return _output(SQUARE, c.at, c.gain, c.bias, out, _statistics(c.at), eps)
+
+
+def power_norm_v_vjp(x, gain, bias, *, eps=1e-5, mask=None):
+    """Return :func:`power_norm_v` and its pullback ``dy -> (dx, dgain, dbias)``.
+
+    Examples
+    --------
+    >>> y, pullback = power_norm_v_vjp(np.array([[3.0], [4.0]]), np.ones(1), np.zeros(1))
+    >>> pullback(np.array([[1.0], [1.0]]))[2]
+    array([2.])
+    """
+    cdef _Tokens c
+    if mask is not None:
+        return _reference_power_norm_v_vjp(x, gain, bias, eps=eps, mask=mask)
+    c = _check_tokens(x, gain, bias, eps)
+    channels = _statistics(c.at)
+    y = _output(SQUARE, c.at, c.gain, c.bias, None, channels, eps)
+
+    def pullback(dy):
+        dx, total, product = _backward(SQUARE, c.at, dy, c.gain, channels)
+        return dx, _as_units(c.at, product * channels[:, INVERSE_COLUMN]), _as_units(c.at, total)
+
+    return y, pullback
+
+
+cdef np.ndarray _lines(_Layout at, scale, slope):
+    """Room for rn_channel_line about a mean of 0."""
+    cdef np.ndarray lines = numpy.zeros((at.shape.channels, 5))
+    (<object> lines)[:, 2] = scale
+    (<object> lines)[:, 4] = slope
+    return lines
+
+
+cdef _products(_Layout at, np.ndarray g):
+    """For every channel sum(dy) and sum(dy x)."""
+    cdef np.ndarray sums = numpy.zeros((at.shape.channels, 2))
+    cdef np.ndarray lines = _lines(at, 1, 0)
+    cdef void *x = np.PyArray_DATA(at.x)
+    cdef void *up = np.PyArray_DATA(g)
+    cdef double *total = <double *> np.PyArray_DATA(sums)
+    cdef const rn_channel_line *given = <const rn_channel_line *> np.PyArray_DATA(lines)
+    cdef bint single = np.PyArray_TYPE(at.x) == np.NPY_FLOAT
+    cdef rn_channel_shape shape = at.shape
+    cdef int failed
+    with nogil:
+        if single:
+            failed = rn_channel_norm().sums_f32(<const float *> x, <const float *> up, shape, given, total)
+        else:
+            failed = rn_channel_norm().sums_f64(<const double *> x, <const double *> up, shape, given, total)
+    if failed:
+        raise MemoryError
+    return sums[:, 0], sums[:, 1]
+
+
+cdef _combined(_Layout at, np.ndarray g, scale, slope):
+    """scale * dy + slope * x"""
+    cdef np.ndarray dx = _fresh(at.x)
+    cdef np.ndarray lines = _lines(at, scale, slope)
+    cdef void *x = np.PyArray_DATA(at.x)
+    cdef void *up = np.PyArray_DATA(g)
+    cdef void *to = np.PyArray_DATA(dx)
+    cdef const rn_channel_line *given = <const rn_channel_line *> np.PyArray_DATA(lines)
+    cdef bint single = np.PyArray_TYPE(at.x) == np.NPY_FLOAT
+    cdef rn_channel_shape shape = at.shape
+    cdef int failed
+    with nogil:
+        if single:
+            failed = rn_channel_norm().combine_f32(<const float *> x, <const float *> up, <float *> to, shape, given, NULL)
+        else:
+            failed = rn_channel_norm().combine_f64(<const double *> x, <const double *> up, <double *> to, shape, given, NULL)
+    if failed:
+        raise MemoryError
+    return at.restore(dx)
+
+
+def unified_norm(x, gain, bias, state, *, momentum=0.9, warmup=4000, outlier_filtration=False, eps=1e-5, mask=None,
+                 training=True):
+    """Divide channels by a mean square that is smoothed over the last batches.
+
+    Parameters
+    ----------
+    x : array (..., C)
+        Tokens.
+    gain, bias : arrays (C,)
+    state : UnifiedNormState
+        Before this batch.
+    momentum : float in (0, 1)
+    warmup : int >= 0
+    outlier_filtration : bool
+    eps : float > 0
+    mask : boolean array (...), optional
+        Tokens that count; with one, the reference does the work.
+    training : bool
+
+    Returns
+    -------
+    y : array, shape and dtype of ``x``
+    state : UnifiedNormState
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.norms.unified_norm`.
+
+    Notes
+    -----
+    One sweep for the mean squares, one for the output; what is kept per channel moves as in the reference.
+
+    References
+    ----------
+    Yang et al. (2022), arXiv 2208.01313, section 3.
+
+    Examples
+    --------
+    >>> from refnorm.norms import UnifiedNormState
+    >>> x, one = np.array([[3.0], [4.0]]), np.ones(1)
+    >>> y, state = unified_norm(x, one, 0 * one, UnifiedNormState.create(1), eps=1e-12)
+    >>> y.ravel().round(4)
+    array([0.8485, 1.1314])
+    """
+    return unified_norm_vjp(x, gain, bias, state, momentum=momentum, warmup=warmup, outlier_filtration=outlier_filtration,
+                            eps=eps, mask=mask, training=training)[0]
+
+
+def unified_norm_vjp(x, gain, bias, state, *, momentum=0.9, warmup=4000, outlier_filtration=False, eps=1e-5, mask=None,
+                     training=True):
+    """Return :func:`unified_norm` and its pullback ``dy -> ((dx, dgain, dbias), state)``.
+
+    Examples
+    --------
+    >>> from refnorm.norms import UnifiedNormState
+    >>> x, one = np.array([[3.0], [4.0]]), np.ones(1)
+    >>> (y, state), pullback = unified_norm_vjp(x, one, 0 * one, UnifiedNormState.create(1))
+    >>> pullback(np.array([[1.0], [1.0]]))[0][2]
+    array([2.])
+    """
+    cdef _Tokens c
+    if mask is not None:
+        return _reference_unified_norm_vjp(
+            x, gain, bias, state, momentum=momentum, warmup=warmup, outlier_filtration=outlier_filtration, eps=eps,
+            mask=mask, training=training)
+    c = _check_tokens(x, gain, bias, eps)
+    _check_state(state, c.at.original)
+    _checks.in_range(momentum, "momentum", 0, 1, closed="neither")
+    warmup = _checks.whole(warmup, "warmup", low=0)
+    running = state.mean_square.astype(numpy.float64)
+    used, ratio, after, alone = running, 1.0, state, True
+    if training:
+        channels = _statistics(c.at)
+        _norm(SQUARE, c.at, None, None, None, channels, 0)
+        square = channels[:, SPREAD_COLUMN].copy()
+        used, after, alone = _advance(state, square, warmup, outlier_filtration, momentum)
+        if alone or _on_its_own(after, warmup, len(state.forward_buffer)):
+            used = square
+        if not alone and after.iteration > max(RATIO_FROM, warmup):
+            ratio = numpy.sqrt((used + eps) / (running + eps)).clip(1 / RATIO_LIMIT, RATIO_LIMIT)
+    inverse = 1 / numpy.sqrt(used + eps)
+    y = _output(GIVEN, c.at, c.gain, c.bias, None, _given_statistics(c.at, numpy.zeros(len(running)), inverse))
+
+    def pullback(dy):
+        cdef np.ndarray g = c.at.cotangent(dy)
+        total, product = _products(c.at, g)
+        scale, slope, final = c.gain * ratio * inverse, 0.0, after
+        if training:
+            along = scale * product / c.at.count()
+            part, final = _advance_backward(after, along, warmup, alone, momentum)
+            slope = -inverse * inverse * part
+        dx = _combined(c.at, g, scale, slope)
+        return (dx, _as_units(c.at, product * inverse * ratio), _as_units(c.at, total)), final
+
+    return (y, after), pullback

@@ -24,6 +24,7 @@ STATES: dict[str, Callable[[int, Any], Any]] = {
     "batch_norm_train": reference.BatchNormState.create,
     "ghost_batch_norm_train": reference.GhostBatchState.create,
     "evonorm_b0_train": reference.EvoNormState.create,
+    "unified_norm": lambda channels, dtype: reference.UnifiedNormState.create(channels, dtype=dtype),
     "evonorm_b0_eval": lambda channels, dtype: reference.EvoNormState(np.linspace(0.2, 2, channels, dtype=dtype)),
     "batch_norm_eval": lambda channels, dtype: reference.BatchNormState(
         np.linspace(-1, 1, channels, dtype=dtype), np.linspace(0.2, 2, channels, dtype=dtype)
@@ -77,6 +78,22 @@ def of_maps(name: str, **options: Any) -> Callable[[AnyArray, AnyArray], Argumen
     return arguments
 
 
+def of_tokens(name: str, **options: Any) -> Callable[[AnyArray, AnyArray], Arguments]:
+    """For functions whose channels are the last axis; ``moved`` batches of the state lie behind."""
+    moved = options.pop("moved", 0)
+
+    def arguments(x: AnyArray, per_channel: AnyArray) -> Arguments:
+        tokens = np.moveaxis(x, 1, -1)
+        if name not in STATES:
+            return (tokens, *per_channel[:2]), options
+        state = STATES[name](x.shape[1], x.dtype)
+        for _ in range(moved):
+            state = reference.unified_norm(tokens, *per_channel[:2], state, **options)[1]
+        return (tokens, *per_channel[:2], state), options
+
+    return arguments
+
+
 def fitting_groups(**options: Any) -> Callable[[AnyArray, AnyArray], Arguments]:
     """S0 with groups of two entries or more."""
     whole = of_maps("evonorm_s0", **options)
@@ -108,6 +125,10 @@ CASES: dict[str, Callable[[AnyArray, AnyArray], Arguments]] = {
     "evonorm_b0_train": of_maps("evonorm_b0_train", decay=0.8),
     "evonorm_b0_eval": of_maps("evonorm_b0_eval"),
     "evonorm_b0_eval linear": of_maps("evonorm_b0_eval", nonlinearity=False),
+    "power_norm_v": of_tokens("power_norm_v"),
+    "unified_norm": of_tokens("unified_norm"),
+    "unified_norm after warmup": of_tokens("unified_norm", warmup=2, moved=6),
+    "unified_norm in use": of_tokens("unified_norm", training=False),
     "evonorm_s0": fitting_groups(),
     "evonorm_s0 one group": of_maps("evonorm_s0", groups=1),
     "evonorm_s0 linear": fitting_groups(nonlinearity=False),
@@ -306,7 +327,7 @@ def test_entries_that_begin_far_from_the_mean_cost_no_digits(
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", support.DTYPES)
-@pytest.mark.parametrize("case", [case for case in CASES if "evonorm" not in case])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith(("evonorm", "power", "unified"))])
 @pytest.mark.parametrize("shape", [(40, 9), (6, 9, 35)], ids=str)
 def test_special_channels(case: str, shape: tuple[int, ...], dtype: type) -> None:
     rng = np.random.default_rng(0)
@@ -408,6 +429,21 @@ def test_same_bits_for_any_number_of_threads(case: str, shape: tuple[int, ...], 
                 np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_masked_tokens(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    x, (gain, bias) = rng.normal(size=(5, 6, 4)).astype(dtype), rng.normal(size=(2, 4)).astype(dtype)
+    mask, state = rng.random((5, 6)) < 0.7, reference.UnifiedNormState.create(4, dtype=dtype)
+    expected = reference.power_norm_v(x, gain, bias, mask=mask)
+    out = np.empty_like(x)
+    assert fast.power_norm_v(x, gain, bias, mask=mask, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(fast.power_norm_v_vjp(x, gain, bias, mask=mask)[0], expected)
+    check_equal(
+        fast.unified_norm(x, gain, bias, state, mask=mask), reference.unified_norm(x, gain, bias, state, mask=mask), ""
+    )
+
+
 def test_results_too_large_for_the_caches() -> None:
     # non-temporal stores: large enough for any last-level cache that reports itself as up to 64 MiB
     rng = np.random.default_rng(0)
@@ -489,6 +525,14 @@ ERRORS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("l1_batch_norm", (TWO, ONE, ONE, ONE, -ONE), {}),
     ("l1_batch_norm", (TWO, ONE, ONE), {"eps": -1.0}),
     ("mean_only_batch_norm", (TWO, np.ones(2)), {}),
+    ("power_norm_v", (TWO, ONE, ONE[:2]), {}),
+    ("power_norm_v", (ONE, ONE, ONE), {}),
+    ("power_norm_v", (TWO, ONE, ONE), {"eps": 0.0}),
+    ("power_norm_v", (np.ones((0, 3)), ONE, ONE), {}),
+    ("power_norm_v", (TWO, ONE, ONE), {"mask": np.ones(2)}),
+    ("unified_norm", (TWO, ONE, ONE, reference.UnifiedNormState.create(2)), {}),
+    ("unified_norm", (TWO, ONE, ONE, reference.UnifiedNormState.create(3)), {"momentum": 1.0}),
+    ("unified_norm", (TWO, ONE, ONE, reference.UnifiedNormState.create(3)), {"warmup": 1.0}),
     ("evonorm_s0", (TWO, ONE, ONE, ONE), {}),
     ("evonorm_s0", (MAPS, ONE, ONE[:2], ONE), {}),
     ("evonorm_s0", (MAPS, ONE, ONE, ONE.astype(np.float32)), {}),
