@@ -11,6 +11,7 @@
 #define CHAIN 8              /* terms of a sum in T before it goes to float64 */
 #define PIECE ((size_t)4096) /* entries of a channel that are summed at a time */
 #define SHORTEST_RUN 32      /* inner from which on a channel's entries are read as runs */
+#define SHORT_RUN 512        /* entries below which runs are fetched ahead */
 #define TILE 16              /* rows that are summed at a time with the channels last */
 #define GROUP_ENTRIES ((size_t)1 << 15)
 #define MOST_GROUPS 64
@@ -283,6 +284,11 @@ RN_INLINE void N(runs_sums_of)(const int SUMS, N(runs) r, double mean, double re
     for (size_t row = 0; row < r.rows; row++) {
         const T *x = r.x + row * r.stride, *dy = SUMS == PRODUCTS ? r.dy + row * r.stride : NULL;
         size_t i = 0;
+        if (r.length < SHORT_RUN) /* the next channel's run follows, which no stream in this one announces */
+            for (size_t next = r.length; next < 2 * r.length; next += 64 / sizeof(T)) {
+                __builtin_prefetch(x + next);
+                if (SUMS == PRODUCTS) __builtin_prefetch(dy + next);
+            }
         while (i + 4 * LANES <= whole) {
             size_t stop = i + (CHAIN - filled) * 4 * LANES;
             if (stop > whole) stop = whole;
@@ -593,6 +599,13 @@ RN_INLINE void N(tile_sums_of)(const int SUMS, const T *x, const T *dy, size_t r
         size_t row = 0;
         if (left == LANES) {
             for (; row + 2 <= rows; row += 2) {
+                const size_t next = (row + TILE) * columns + j; /* of the next tile */
+                __builtin_prefetch(x + next);
+                __builtin_prefetch(x + next + columns);
+                if (SUMS == PRODUCTS) {
+                    __builtin_prefetch(dy + next);
+                    __builtin_prefetch(dy + next + columns);
+                }
                 ROW(0, row, V(load));
                 ROW(1, row + 1, V(load));
             }
@@ -617,19 +630,23 @@ RN_INLINE void N(tile_sums_wide_of)(const int SUMS, const T *x, const T *dy, siz
     size_t columns = of->columns;
     for (size_t j = 0; j < columns; j += LANES) {
         size_t left = columns - j < LANES ? columns - j : LANES;
+        vf64 sum[PARTS], other[PARTS], high[PARTS], low[PARTS], part[PARTS], dy_part[PARTS];
+        for (size_t k = 0; k < PARTS; k++) {
+            size_t from = j + k * VF64;
+            sum[k] = vf64_load(sums + from), other[k] = vf64_load(others + from);
+            high[k] = vf64_load(of->wide_high + from), low[k] = vf64_load(of->wide_low + from);
+        }
         for (size_t row = 0; row < rows; row++) {
             size_t at = row * columns + j;
-            vf64 part[PARTS], dy_part[PARTS];
-            N(widen)(V(load_part)(x + at, left, 0), part);
+            __builtin_prefetch(x + at + TILE * columns);
+            N(widen)(left == LANES ? V(load)(x + at) : V(load_part)(x + at, left, 0), part);
             N(widen)(SUMS == PRODUCTS ? V(load_part)(dy + at, left, 0) : V(set)(0), dy_part);
-            for (size_t k = 0; k < PARTS; k++) {
-                size_t to = j + k * VF64;
-                vf64 sum = vf64_load(sums + to), other = vf64_load(others + to);
-                N(term_wide)(SUMS, part[k], dy_part[k], vf64_load(of->wide_high + to), vf64_load(of->wide_low + to), &sum,
-                             &other);
-                vf64_store(sums + to, sum);
-                vf64_store(others + to, other);
-            }
+            for (size_t k = 0; k < PARTS; k++)
+                N(term_wide)(SUMS, part[k], dy_part[k], high[k], low[k], sum + k, other + k);
+        }
+        for (size_t k = 0; k < PARTS; k++) {
+            vf64_store(sums + j + k * VF64, sum[k]);
+            vf64_store(others + j + k * VF64, other[k]);
         }
     }
 }
@@ -910,6 +927,7 @@ static int N(combine)(const T *x, const T *dy, T *dx, rn_channel_shape shape, co
 #undef CHAIN
 #undef PIECE
 #undef SHORTEST_RUN
+#undef SHORT_RUN
 #undef TILE
 #undef GROUP_ENTRIES
 #undef EACH_KIND_OF_SUMS

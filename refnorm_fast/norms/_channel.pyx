@@ -3,6 +3,7 @@
 import numpy
 
 cimport numpy as np
+from libc.math cimport sqrt
 
 from refnorm.norms import BatchNormState, EvoNormState, GhostBatchState, default_groups, update_running_statistics
 from refnorm.norms import l1_batch_statistics_vjp as _reference_l1_batch_statistics_vjp
@@ -90,9 +91,14 @@ cdef unsigned long long _axes(axes, np.ndarray x) except? 0:
     """The axes as bits, checked."""
     cdef unsigned long long over = 0
     cdef int ndim = np.PyArray_NDIM(x)
+    if axes is _FIRST and ndim:
+        return 1
     for axis in _checks.axes(axes, ndim, "axes"):
         over |= 1ull << <int> axis
     return over
+
+
+_FIRST = (0,)
 
 
 cdef tuple _units(np.ndarray x, unsigned long long over):
@@ -239,9 +245,25 @@ cdef np.ndarray _statistics(_Layout at):
 
 
 cdef np.ndarray _given_statistics(_Layout at, mean, inverse):
+    """Statistics with a mean and an inverse deviation that are given, a float64 array."""
     cdef np.ndarray channels = _statistics(at)
     (<object> channels)[:, MEAN_COLUMN] = mean.reshape(-1)
     (<object> channels)[:, INVERSE_COLUMN] = inverse.reshape(-1)
+    return channels
+
+
+cdef np.ndarray _given_moments(_Layout at, np.ndarray mean, np.ndarray var, double eps):
+    """The same from a mean and a variance."""
+    cdef np.ndarray channels = _statistics(at)
+    cdef rn_channel *found = <rn_channel *> np.PyArray_DATA(channels)
+    cdef bint single = np.PyArray_TYPE(mean) == np.NPY_FLOAT
+    cdef void *m = np.PyArray_DATA(mean)
+    cdef void *v = np.PyArray_DATA(var)
+    cdef size_t i
+    for i in range(at.shape.channels):
+        found[i].mean = (<float *> m)[i] if single else (<double *> m)[i]
+        found[i].spread = (<float *> v)[i] if single else (<double *> v)[i]
+        found[i].inverse = 1 / sqrt(found[i].spread + eps)
     return channels
 
 
@@ -333,7 +355,7 @@ cdef np.ndarray _batch_channels(_Checked c, double eps, int *kind):
         kind[0] = BATCH
         return _statistics(c.at)
     kind[0] = GIVEN
-    return _given_statistics(c.at, c.mean, 1 / numpy.sqrt(c.spread.astype(numpy.float64) + eps))
+    return _given_moments(c.at, c.mean, c.spread, eps)
 
 
 cdef _batch_pullback(_Checked c, np.ndarray channels, int kind):
@@ -351,7 +373,7 @@ cdef _batch_pullback(_Checked c, np.ndarray channels, int kind):
     return pullback
 
 
-def batch_statistics(x, axes=(0,)):
+def batch_statistics(x, axes=_FIRST):
     """Mean and biased variance over the given axes.
 
     Parameters
@@ -398,7 +420,7 @@ cdef _Layout _statistics_layout(x, axes):
     return _layout(array, over)
 
 
-def batch_statistics_vjp(x, axes=(0,)):
+def batch_statistics_vjp(x, axes=_FIRST):
     """Return :func:`batch_statistics` and its pullback ``(dmean, dvar) -> (dx,)``.
 
     Parameters, errors and references are those of :func:`batch_statistics`.
@@ -429,7 +451,7 @@ def batch_statistics_vjp(x, axes=(0,)):
     return (_mean_of(at, channels), _column(at, channels, SPREAD_COLUMN)), pullback
 
 
-def batch_norm(x, gain, bias, mean=None, var=None, *, axes=(0,), eps=1e-5, out=None):
+def batch_norm(x, gain, bias, mean=None, var=None, *, axes=_FIRST, eps=1e-5, out=None):
     """Normalize each unit over the batch (training) or by given statistics (inference).
 
     Parameters
@@ -477,7 +499,7 @@ def batch_norm(x, gain, bias, mean=None, var=None, *, axes=(0,), eps=1e-5, out=N
     return _output(kind, c.at, c.gain, c.bias, out, channels, eps)
 
 
-def batch_norm_vjp(x, gain, bias, mean=None, var=None, *, axes=(0,), eps=1e-5):
+def batch_norm_vjp(x, gain, bias, mean=None, var=None, *, axes=_FIRST, eps=1e-5):
     """Return :func:`batch_norm` and its pullback ``dy -> (dx, dgain, dbias, dmean, dvar)``.
 
     The last two entries are ``None`` in training. Parameters, errors and references are those of
@@ -803,7 +825,7 @@ def ghost_batch_norm_train_vjp(x, gain, bias, state, *, ghost_size=128, momentum
 # ---- L1 batch norm -------------------------------------------------------------------------------------------------
 
 
-def l1_batch_statistics(x, axes=(0,)):
+def l1_batch_statistics(x, axes=_FIRST):
     """Mean and mean absolute deviation over the given axes.
 
     Parameters
@@ -836,7 +858,7 @@ def l1_batch_statistics(x, axes=(0,)):
     return _mean_of(at, channels), _column(at, channels, SPREAD_COLUMN)
 
 
-def l1_batch_statistics_vjp(x, axes=(0,)):
+def l1_batch_statistics_vjp(x, axes=_FIRST):
     """Return :func:`l1_batch_statistics` and its pullback ``(dmean, ddeviation) -> (dx,)``, which is the reference's.
 
     Examples
@@ -857,7 +879,7 @@ cdef np.ndarray _l1_channels(_Checked c, double eps, double factor, int *kind):
     return _given_statistics(c.at, c.mean, 1 / (factor * c.spread.astype(numpy.float64) + eps))
 
 
-def l1_batch_norm(x, gain, bias, mean=None, deviation=None, *, axes=(0,), eps=1e-5, match_std=False, out=None):
+def l1_batch_norm(x, gain, bias, mean=None, deviation=None, *, axes=_FIRST, eps=1e-5, match_std=False, out=None):
     """Batch norm that divides by the mean absolute deviation.
 
     Parameters
@@ -905,7 +927,7 @@ def l1_batch_norm(x, gain, bias, mean=None, deviation=None, *, axes=(0,), eps=1e
     return _output(kind, c.at, c.gain, c.bias, out, channels, eps, factor)
 
 
-def l1_batch_norm_vjp(x, gain, bias, mean=None, deviation=None, *, axes=(0,), eps=1e-5, match_std=False):
+def l1_batch_norm_vjp(x, gain, bias, mean=None, deviation=None, *, axes=_FIRST, eps=1e-5, match_std=False):
     """Return :func:`l1_batch_norm` and its pullback ``dy -> (dx, dgain, dbias, dmean, ddeviation)``.
 
     The last two entries are ``None`` in training. Parameters, errors and references are those of
@@ -965,7 +987,7 @@ cdef _mean_only(_MeanOnly c, out):
     return _output(GIVEN, c.at, None, c.bias, out, _given_statistics(c.at, c.mean, numpy.ones(c.at.shape.channels)))
 
 
-def mean_only_batch_norm(x, bias, mean=None, *, axes=(0,), out=None):
+def mean_only_batch_norm(x, bias, mean=None, *, axes=_FIRST, out=None):
     """Subtract each unit's mean over the batch, and leave its scale to the weights.
 
     Parameters
@@ -1001,7 +1023,7 @@ def mean_only_batch_norm(x, bias, mean=None, *, axes=(0,), out=None):
     return _mean_only(_check_mean_only(x, bias, mean, axes), out)
 
 
-def mean_only_batch_norm_vjp(x, bias, mean=None, *, axes=(0,)):
+def mean_only_batch_norm_vjp(x, bias, mean=None, *, axes=_FIRST):
     """Return :func:`mean_only_batch_norm` and its pullback ``dy -> (dx, dbias, dmean)``.
 
     The last entry is ``None`` in training.
