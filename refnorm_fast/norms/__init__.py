@@ -1,6 +1,8 @@
 """Normalization layers as SIMD kernels."""
 
 from refnorm_fast.norms._channel import (
+    alpha_batch_norm,
+    alpha_batch_norm_vjp,
     batch_norm,
     batch_norm_eval,
     batch_norm_eval_vjp,
@@ -42,6 +44,8 @@ from refnorm_fast.norms._core import (
 
 __all__ = [
     "add_layer_norm",
+    "alpha_batch_norm",
+    "alpha_batch_norm_vjp",
     "batch_norm",
     "batch_norm_eval",
     "batch_norm_eval_vjp",
