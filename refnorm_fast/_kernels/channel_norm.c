@@ -4,7 +4,7 @@
 #include <math.h>
 
 #include "parallel.h"
-#include "vec.h"
+#include "vec_math.h"
 
 /* Sums over a channel that a phase makes, of x and of dy:
  *     moments   sum(d), sum(d^2)           d = x - mean; the mean is a guess
@@ -27,8 +27,13 @@ RN_INLINE vf64 vf64_sign(vf64 c) {
     return vf64_select((c == 0) | (c != c), c, vf64_copysign(vf64_set(1), c));
 }
 
-/* Ways in which an entry of the output comes about: forward, backward, and backward of L1. */
-enum { FORWARD = 0, COMBINE, COMBINE_SIGNS };
+/* Ways in which an entry of the output comes about: forward, backward, backward of L1, backward that x plays no part in
+ * (so that an infinite x leaves it alone). */
+enum { FORWARD = 0, COMBINE, COMBINE_SIGNS, SCALE };
+
+/* EvoNorm's sums: terms in T before a sum goes to float64; of B0: dgain, dbias, dslope, the cotangents of the batch's and
+ * of the instance's deviation. */
+enum { EVONORM_CHAIN = 8, B0_SUMS = 5 };
 
 #define T float
 #define VT vf32
@@ -37,6 +42,7 @@ enum { FORWARD = 0, COMBINE, COMBINE_SIGNS };
 #define N(name) name##_f32
 #define WIDE 0
 #include "channel_norm_body.h"
+#include "evonorm_body.h"
 #undef T
 #undef VT
 #undef LANES
@@ -51,6 +57,7 @@ enum { FORWARD = 0, COMBINE, COMBINE_SIGNS };
 #define N(name) name##_f64
 #define WIDE 1
 #include "channel_norm_body.h"
+#include "evonorm_body.h"
 
 RN_TABLE(channel_norm) = {.norm_f32 = norm_f32,
                           .norm_f64 = norm_f64,
@@ -59,4 +66,12 @@ RN_TABLE(channel_norm) = {.norm_f32 = norm_f32,
                           .sums_f32 = sums_f32,
                           .sums_f64 = sums_f64,
                           .combine_f32 = combine_f32,
-                          .combine_f64 = combine_f64};
+                          .combine_f64 = combine_f64,
+                          .evonorm_b0_f32 = evonorm_b0_f32,
+                          .evonorm_b0_f64 = evonorm_b0_f64,
+                          .evonorm_b0_backward_f32 = evonorm_b0_backward_f32,
+                          .evonorm_b0_backward_f64 = evonorm_b0_backward_f64,
+                          .evonorm_s0_f32 = evonorm_s0_f32,
+                          .evonorm_s0_f64 = evonorm_s0_f64,
+                          .evonorm_s0_backward_f32 = evonorm_s0_backward_f32,
+                          .evonorm_s0_backward_f64 = evonorm_s0_backward_f64};

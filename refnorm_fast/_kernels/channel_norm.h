@@ -41,7 +41,21 @@ typedef struct {
     int (*sums_##suffix)(const T *x, const T *dy, rn_channel_shape shape, const rn_channel_line *lines, double *sums); \
     /* dx by the given lines; sums: NULL, or as above, from the same read. */                                         \
     int (*combine_##suffix)(const T *x, const T *dy, T *dx, rn_channel_shape shape, const rn_channel_line *lines,     \
-                            double *sums);
+                            double *sums);                                                                            \
+    /* EvoNorm B0. channels: the batch's statistics, filled in training, else the spreads are the caller's.           \
+     * instances: filled with those of every channel and example. */                                                  \
+    int (*evonorm_b0_##suffix)(const T *x, const T *gain, const T *bias, const T *slope, T *y, rn_channel_shape shape, \
+                               double eps, int training, rn_channel *channels, rn_channel *instances);                \
+    /* sums: dgain, dbias and dslope of every channel. */                                                             \
+    int (*evonorm_b0_backward_##suffix)(const T *x, const T *dy, const T *gain, const T *slope, T *dx,                \
+                                        rn_channel_shape shape, double eps, int training, const rn_channel *channels, \
+                                        const rn_channel *instances, double *sums);                                   \
+    /* EvoNorm S0. found: filled with the statistics of every example and group. */                                   \
+    int (*evonorm_s0_##suffix)(const T *x, const T *gain, const T *bias, const T *slope, T *y, rn_channel_shape shape, \
+                               size_t groups, double eps, rn_channel *found);                                         \
+    int (*evonorm_s0_backward_##suffix)(const T *x, const T *dy, const T *gain, const T *slope, T *dx,                \
+                                        rn_channel_shape shape, size_t groups, double eps, const rn_channel *found,   \
+                                        double *sums);
 
 typedef struct {
     RN_CHANNEL_NORM_FUNCTIONS(float, f32)

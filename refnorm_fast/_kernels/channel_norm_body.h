@@ -11,6 +11,7 @@
 #define CHAIN 8              /* terms of a sum in T before it goes to float64 */
 #define PIECE ((size_t)4096) /* entries of a channel that are summed at a time */
 #define SHORTEST_RUN 32      /* inner from which on a channel's entries are read as runs */
+#define SHORT_RUN 512        /* entries below which runs are fetched ahead */
 #define TILE 16              /* rows that are summed at a time with the channels last */
 #define GROUP_ENTRIES ((size_t)1 << 15)
 #define MOST_GROUPS 64
@@ -227,6 +228,7 @@ RN_INLINE void N(term_wide)(int sums, vf64 x, vf64 dy, vf64 mean, vf64 low, vf64
 RN_INLINE VT N(entry)(int WRITE, VT x, VT dy, VT high, VT low, VT level, VT scale, VT slope) {
     VT c = (x - high) - low;
     if (WRITE == FORWARD) return V(fma)(c, scale, level);
+    if (WRITE == SCALE) return (dy - level) * scale;
     if (WRITE == COMBINE_SIGNS) c = V(sign)(c);
     return V(fma)(c, slope, (dy - level) * scale);
 }
@@ -234,6 +236,7 @@ RN_INLINE VT N(entry)(int WRITE, VT x, VT dy, VT high, VT low, VT level, VT scal
 static T N(entry_wide)(int write, double x, double dy, const N(line) *line) {
     double c = (x - line->high) - line->low;
     if (write == FORWARD) return (T)(c * line->scale + line->level);
+    if (write == SCALE) return (T)((dy - line->level) * line->scale);
     if (write == COMBINE_SIGNS) c = c > 0 ? 1 : c < 0 ? -1 : c;
     return (T)((dy - line->level) * line->scale + c * line->slope);
 }
@@ -281,6 +284,11 @@ RN_INLINE void N(runs_sums_of)(const int SUMS, N(runs) r, double mean, double re
     for (size_t row = 0; row < r.rows; row++) {
         const T *x = r.x + row * r.stride, *dy = SUMS == PRODUCTS ? r.dy + row * r.stride : NULL;
         size_t i = 0;
+        if (r.length < SHORT_RUN) /* the next channel's run follows, which no stream in this one announces */
+            for (size_t next = r.length; next < 2 * r.length; next += 64 / sizeof(T)) {
+                __builtin_prefetch(x + next);
+                if (SUMS == PRODUCTS) __builtin_prefetch(dy + next);
+            }
         while (i + 4 * LANES <= whole) {
             size_t stop = i + (CHAIN - filled) * 4 * LANES;
             if (stop > whole) stop = whole;
@@ -389,6 +397,27 @@ RN_INLINE void N(runs_write_of)(const int WRITE, const int STREAM, N(runs) r, co
 #undef DY
 }
 
+/* `call` with the constant way to write, and whether past the caches. */
+#define EACH_WAY_TO_WRITE(way, stream, call) \
+    do {                                     \
+        if (stream)                          \
+            EACH_WAY(way, call, 1);          \
+        else                                 \
+            EACH_WAY(way, call, 0);          \
+    } while (0)
+#define EACH_WAY(way, call, stream)       \
+    do {                                  \
+        if (way == FORWARD) {             \
+            call(FORWARD, stream);        \
+        } else if (way == COMBINE) {      \
+            call(COMBINE, stream);        \
+        } else if (way == SCALE) {        \
+            call(SCALE, stream);          \
+        } else {                          \
+            call(COMBINE_SIGNS, stream);  \
+        }                                 \
+    } while (0)
+
 static void N(runs_write)(int write, int stream, N(runs) r, const N(line) *line) {
     if (line->wide) {
         for (size_t row = 0; row < r.rows; row++)
@@ -398,19 +427,8 @@ static void N(runs_write)(int write, int stream, N(runs) r, const N(line) *line)
             }
         return;
     }
-#define WRITE_RUNS(KIND)                       \
-    do {                                       \
-        if (stream)                            \
-            N(runs_write_of)(KIND, 1, r, line); \
-        else                                   \
-            N(runs_write_of)(KIND, 0, r, line); \
-    } while (0)
-    if (write == FORWARD)
-        WRITE_RUNS(FORWARD);
-    else if (write == COMBINE)
-        WRITE_RUNS(COMBINE);
-    else
-        WRITE_RUNS(COMBINE_SIGNS);
+#define WRITE_RUNS(WRITE, STREAM) N(runs_write_of)(WRITE, STREAM, r, line)
+    EACH_WAY_TO_WRITE(write, stream, WRITE_RUNS);
 #undef WRITE_RUNS
 }
 
@@ -505,7 +523,32 @@ static int N(shared_channels)(const N(job) *job, N(cut) cut, int threads) {
     return 0;
 }
 
+/* Where the lines are given: in the order of memory, run after run. */
+static int N(runs_in_order)(const N(job) *job, double nanoseconds) {
+    rn_channel_shape s = job->shape;
+    size_t total = s.outer * s.channels;
+    N(line) *lines = rn_scratch(0, s.channels * sizeof *lines);
+    if (lines == NULL) return -1;
+    for (size_t channel = 0; channel < s.channels; channel++) N(begin)(job, channel, lines + channel);
+    int threads = rn_threads(total, nanoseconds);
+    size_t some = total / (16 * (size_t)threads) + 1;
+    rn_shares shares = rn_share_out(total, 1, threads);
+    RN_PARALLEL(threads) {
+        size_t count;
+        for (size_t first = rn_take(&shares, some, &count); count; first = rn_take(&shares, some, &count))
+            for (size_t i = first; i < first + count; i++) {
+                size_t at = i * s.inner;
+                N(runs) run = {job->x + at, job->dy ? job->dy + at : NULL, job->y + at, 1, 0, s.inner};
+                N(runs_write)(job->write, job->stream, run, lines + i % s.channels);
+            }
+        vec_fence();
+    }
+    return 0;
+}
+
 static int N(channels_first)(N(job) *job, double nanoseconds) {
+    int given = job->write == FORWARD ? job->kind == RN_GIVEN_NORM : job->lines != NULL && job->sums == NULL;
+    if (given && job->shape.outer * job->shape.channels >= 16) return N(runs_in_order)(job, nanoseconds);
     N(cut) cut = N(cut_of)(job->shape);
     int threads = rn_threads(job->shape.channels * cut.count, nanoseconds);
     if (threads > 1 && job->shape.channels < 2 * (size_t)threads) return N(shared_channels)(job, cut, threads);
@@ -556,6 +599,13 @@ RN_INLINE void N(tile_sums_of)(const int SUMS, const T *x, const T *dy, size_t r
         size_t row = 0;
         if (left == LANES) {
             for (; row + 2 <= rows; row += 2) {
+                const size_t next = (row + TILE) * columns + j; /* of the next tile */
+                __builtin_prefetch(x + next);
+                __builtin_prefetch(x + next + columns);
+                if (SUMS == PRODUCTS) {
+                    __builtin_prefetch(dy + next);
+                    __builtin_prefetch(dy + next + columns);
+                }
                 ROW(0, row, V(load));
                 ROW(1, row + 1, V(load));
             }
@@ -580,19 +630,23 @@ RN_INLINE void N(tile_sums_wide_of)(const int SUMS, const T *x, const T *dy, siz
     size_t columns = of->columns;
     for (size_t j = 0; j < columns; j += LANES) {
         size_t left = columns - j < LANES ? columns - j : LANES;
+        vf64 sum[PARTS], other[PARTS], high[PARTS], low[PARTS], part[PARTS], dy_part[PARTS];
+        for (size_t k = 0; k < PARTS; k++) {
+            size_t from = j + k * VF64;
+            sum[k] = vf64_load(sums + from), other[k] = vf64_load(others + from);
+            high[k] = vf64_load(of->wide_high + from), low[k] = vf64_load(of->wide_low + from);
+        }
         for (size_t row = 0; row < rows; row++) {
             size_t at = row * columns + j;
-            vf64 part[PARTS], dy_part[PARTS];
-            N(widen)(V(load_part)(x + at, left, 0), part);
+            __builtin_prefetch(x + at + TILE * columns);
+            N(widen)(left == LANES ? V(load)(x + at) : V(load_part)(x + at, left, 0), part);
             N(widen)(SUMS == PRODUCTS ? V(load_part)(dy + at, left, 0) : V(set)(0), dy_part);
-            for (size_t k = 0; k < PARTS; k++) {
-                size_t to = j + k * VF64;
-                vf64 sum = vf64_load(sums + to), other = vf64_load(others + to);
-                N(term_wide)(SUMS, part[k], dy_part[k], vf64_load(of->wide_high + to), vf64_load(of->wide_low + to), &sum,
-                             &other);
-                vf64_store(sums + to, sum);
-                vf64_store(others + to, other);
-            }
+            for (size_t k = 0; k < PARTS; k++)
+                N(term_wide)(SUMS, part[k], dy_part[k], high[k], low[k], sum + k, other + k);
+        }
+        for (size_t k = 0; k < PARTS; k++) {
+            vf64_store(sums + j + k * VF64, sum[k]);
+            vf64_store(others + j + k * VF64, other[k]);
         }
     }
 }
@@ -661,19 +715,11 @@ static void N(tile_write)(int write, int stream, int wide, const T *x, const T *
                 size_t at = row * of->columns + j;
                 y[at] = N(entry_wide)(write, (double)x[at], dy ? (double)dy[at] : 0, lines + j / inner);
             }
-    } else if (write == FORWARD) {
-        if (stream)
-            N(tile_write_rows)(FORWARD, 1, x, dy, y, rows, of);
-        else
-            N(tile_write_rows)(FORWARD, 0, x, dy, y, rows, of);
-    } else if (write == COMBINE) {
-        if (stream)
-            N(tile_write_rows)(COMBINE, 1, x, dy, y, rows, of);
-        else
-            N(tile_write_rows)(COMBINE, 0, x, dy, y, rows, of);
-    } else {
-        N(tile_write_rows)(COMBINE_SIGNS, 0, x, dy, y, rows, of);
+        return;
     }
+#define WRITE_ROWS(WRITE, STREAM) N(tile_write_rows)(WRITE, STREAM, x, dy, y, rows, of)
+    EACH_WAY_TO_WRITE(write, stream, WRITE_ROWS);
+#undef WRITE_ROWS
 }
 
 /* The sums of a group of rows: `columns` first sums, then as many others, both padded. */
@@ -834,7 +880,9 @@ static int N(norm)(int kind, const T *x, const T *gain, const T *bias, T *y, rn_
 static int N(backward)(int kind, const T *x, const T *dy, const T *gain, T *dx, rn_channel_shape shape, double factor,
                        const rn_channel *channels, double *sums) {
     N(job) job = {.kind = kind,
-                  .write = kind == RN_L1_NORM ? COMBINE_SIGNS : COMBINE,
+                  .write = kind == RN_L1_NORM                              ? COMBINE_SIGNS
+                           : kind == RN_MEAN_NORM || kind == RN_GIVEN_NORM ? SCALE
+                                                                           : COMBINE,
                   .fused = kind == RN_GIVEN_NORM,
                   .first = {PRODUCTS, 0, 0},
                   .x = x,
@@ -879,9 +927,12 @@ static int N(combine)(const T *x, const T *dy, T *dx, rn_channel_shape shape, co
 #undef CHAIN
 #undef PIECE
 #undef SHORTEST_RUN
+#undef SHORT_RUN
 #undef TILE
 #undef GROUP_ENTRIES
 #undef EACH_KIND_OF_SUMS
+#undef EACH_WAY_TO_WRITE
+#undef EACH_WAY
 #undef MOST_GROUPS
 #undef LEAST_SHARE
 #undef LEAST_SHARE_WIDE
