@@ -2,6 +2,9 @@
 
 from refnorm_fast.norms._core import (
     add_layer_norm,
+    add_layer_norm_vjp,
+    add_rms_norm,
+    add_rms_norm_vjp,
     compressed_rms_norm,
     compressed_rms_norm_vjp,
     layer_norm,
@@ -24,6 +27,9 @@ from refnorm_fast.norms._group import (
 
 __all__ = [
     "add_layer_norm",
+    "add_layer_norm_vjp",
+    "add_rms_norm",
+    "add_rms_norm_vjp",
     "compressed_rms_norm",
     "compressed_rms_norm_vjp",
     "group_norm",
