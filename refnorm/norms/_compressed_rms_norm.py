@@ -155,15 +155,15 @@ def add_rms_norm_vjp(
 ) -> tuple[Array[F], Pullback]:
     """Return :func:`add_rms_norm` and its pullback ``dy -> (dx, dresidual, dgain, dbias)``.
 
-    The entry of an argument that was left out is ``None``. Parameters, errors and references are those of
-    :func:`add_rms_norm`.
+    ``dx`` and ``dresidual`` are one array; the entry of an argument that was left out is ``None``. Parameters, errors
+    and references are those of :func:`add_rms_norm`.
     """
     y, back = rms_norm_vjp(checked_sum(x, residual), gain, bias, eps=eps)
 
     def pullback(dy: Array[F]) -> tuple[Array[F] | None, ...]:
-        # Both terms of a sum receive its cotangent.
+        # Both terms of a sum receive its cotangent: one array for both.
         dsum, dgain, dbias = back(dy)
-        return dsum, dsum.copy(), dgain, dbias
+        return dsum, dsum, dgain, dbias
 
     return y, pullback
 

@@ -161,14 +161,14 @@ def add_layer_norm_vjp(
 ) -> tuple[Array[F], Pullback]:
     """Return :func:`add_layer_norm` and its pullback ``dy -> (dx, dresidual, dgain, dbias)``.
 
-    Parameters, errors and references are those of :func:`add_layer_norm`.
+    ``dx`` and ``dresidual`` are one array. Parameters, errors and references are those of :func:`add_layer_norm`.
     """
     y, back = layer_norm_vjp(checked_sum(x, residual), gain, bias, eps=eps)
 
     def pullback(dy: Array[F]) -> tuple[Array[F], Array[F], Array[F], Array[F]]:
-        # Both terms of a sum receive its cotangent.
+        # Both terms of a sum receive its cotangent: one array for both.
         dsum, dgain, dbias = back(dy)
-        return dsum, dsum.copy(), dgain, dbias
+        return dsum, dsum, dgain, dbias
 
     return y, pullback
 

@@ -183,7 +183,7 @@ typedef struct {
 } N(backward_task);
 
 /* Several examples' rows of one group, whose every entry has a gain of its own. */
-static void N(backward_rows)(const N(backward_task) *task, size_t group, size_t first, size_t count, int last, double *dgain,
+static void N(backward_rows)(const N(backward_task) *task, size_t group, size_t first, size_t count, int ahead, double *dgain,
                              double *dbias) {
     size_t groups = task->units.groups, length = task->length, row = first * groups + group;
     const T *x = task->x + row * task->stride, *dy = task->dy + row * length;
@@ -196,7 +196,7 @@ static void N(backward_rows)(const N(backward_task) *task, size_t group, size_t 
         N(slopes_end)(&s[k], task->kind, centre, sum, product, length, task->ddof);
     }
     N(backward_apply)(x, groups * task->stride, gain, dy, task->dx + row * length, groups * length, count, length, s, dgain,
-                      dbias, last ? 0 : count * groups * task->stride, last ? 0 : count * groups * length, task->stream);
+                      dbias, ahead ? count * groups * task->stride : 0, ahead ? count * groups * length : 0, task->stream);
 }
 
 /* One row of channels with a gain for all their places; dgain and dbias stand at the row's first channel. */
@@ -242,7 +242,6 @@ static void N(backward_channels)(const N(backward_task) *task, size_t row, doubl
  * the sums are added up in order: the same for any number of threads. */
 static void N(backward_parts)(const N(backward_task) *task, size_t shares) {
     size_t groups = task->units.groups, channels = task->units.channels, all = groups * channels;
-    size_t bytes = 2 * task->length * sizeof(T), together = bytes > ((size_t)64 << 10) ? 1 : TOGETHER;
     int threads = rn_threads(task->parts * shares, 0.8 * (double)task->examples * (double)groups * (double)task->length);
     RN_PARALLEL(threads) {
         RN_SHARE(task->parts * shares, first_unit, last_unit);
@@ -255,14 +254,16 @@ static void N(backward_parts)(const N(backward_task) *task, size_t shares) {
                 memset(dgain + first_group * channels, 0, (last_group - first_group) * channels * sizeof(double));
                 memset(dbias + first_group * channels, 0, (last_group - first_group) * channels * sizeof(double));
             }
-            size_t step = task->units.places == 1 ? together : 1;
+            /* Four rows are fetched ahead where they fit into a second-level cache beside the four in work. */
+            int near = 2 * TOGETHER * task->length * sizeof(T) <= (size_t)256 << 10;
+            size_t step = task->units.places == 1 ? TOGETHER : 1;
             for (size_t example = first; example < last; example += step) {
                 size_t count = last - example < step ? last - example : step;
                 for (size_t group = first_group; group < last_group; group++) {
                     double *gain_sums = dgain ? dgain + group * channels : NULL;
                     double *bias_sums = dgain ? dbias + group * channels : NULL;
                     if (task->units.places == 1)
-                        N(backward_rows)(task, group, example, count, example + 2 * step > last, gain_sums, bias_sums);
+                        N(backward_rows)(task, group, example, count, near && example + 2 * step <= last, gain_sums, bias_sums);
                     else
                         N(backward_channels)(task, example * groups + group, gain_sums, bias_sums);
                 }

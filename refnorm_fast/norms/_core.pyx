@@ -351,7 +351,8 @@ cdef np.ndarray _second_term(np.ndarray x, residual):
 def add_layer_norm_vjp(x, residual, gain, bias, *, eps=1e-5):
     """Return :func:`add_layer_norm` and its pullback ``dy -> (dx, dresidual, dgain, dbias)``.
 
-    Parameters, errors and references are those of :func:`add_layer_norm`. The sum is written once, for the pullback.
+    Parameters, errors and references are those of :func:`add_layer_norm`. The sum is written once, for the
+    pullback; ``dx`` and ``dresidual`` are one array.
 
     Examples
     --------
@@ -369,7 +370,7 @@ def add_layer_norm_vjp(x, residual, gain, bias, *, eps=1e-5):
     def pullback(dy):
         dgain, dbias = numpy.empty_like(scale), numpy.empty_like(shift)
         (dsum,) = _backward(saved, dy, dgain, dbias)
-        return dsum, dsum.copy(), dgain, dbias
+        return dsum, dsum, dgain, dbias
 
     return y, pullback
 
@@ -487,7 +488,8 @@ def add_rms_norm_vjp(x, residual, gain=None, bias=None, *, eps=1e-5):
     """Return :func:`add_rms_norm` and its pullback ``dy -> (dx, dresidual, dgain, dbias)``.
 
     The entry of an argument that was left out is ``None``. Parameters, errors and references are those of
-    :func:`add_rms_norm`. The sum is written once, for the pullback.
+    :func:`add_rms_norm`. The sum is written once, for the
+    pullback; ``dx`` and ``dresidual`` are one array.
 
     Examples
     --------
@@ -505,7 +507,7 @@ def add_rms_norm_vjp(x, residual, gain=None, bias=None, *, eps=1e-5):
         dgain = None if scale is None else numpy.empty_like(scale)
         dbias = None if shift is None else numpy.empty_like(shift)
         (dsum,) = _backward(saved, dy, dgain, dbias)
-        return dsum, dsum.copy(), dgain, dbias
+        return dsum, dsum, dgain, dbias
 
     return y, pullback
 

@@ -30,6 +30,10 @@ def races() -> Iterator[dict]:
         gain, bias = rng.standard_normal((2, length), dtype=np.float32)
         yield layer_norm_backward(x, gain, bias, dy)
         yield rms_norm_backward(x, gain, dy)
+        more = rng.standard_normal((rows, length), dtype=np.float32)
+        yield add_layer_norm(x, more, gain, bias)
+        yield add_layer_norm_backward(x, more, gain, bias, dy)
+        yield layer_norm_codes(x, gain, bias)
     for shape in FILTERS:
         yield weight_standardize(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
 
@@ -44,7 +48,8 @@ def images(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
 def race(
     method: str, name: str, x: np.ndarray, candidates: dict[str, Callable], exact: Callable, passes: int, ours=OURS
 ):
-    """`passes`: arrays of the size of x that must move. Each candidate returns an array or a tuple of arrays."""
+    """`passes`: arrays of the size of x that must move. Each candidate returns an array or a tuple of arrays, whose error
+    is measured in ULP of the largest entry, or of codes in codes."""
 
     def check() -> dict[str, float]:
         expected = exact()
@@ -65,8 +70,9 @@ def race(
 def errors(found, expected: tuple[np.ndarray, ...]) -> Iterator[float]:
     found = found if isinstance(found, (tuple, list)) else (found,)
     for one, other in zip(found, expected, strict=True):
-        unit = float(np.spacing(np.abs(other).max().astype(np.float32)))
-        yield float(np.abs(np.asarray(one).reshape(other.shape) - other).max()) / unit
+        one = np.asarray(one)
+        unit = 1.0 if one.dtype == np.int8 else float(np.spacing(np.abs(other).max().astype(np.float32)))
+        yield float(np.abs(one.reshape(other.shape) - other).max()) / unit
 
 
 def wide(*arrays: np.ndarray) -> list[np.ndarray]:
@@ -194,6 +200,85 @@ def rms_norm_backward(x, gain, dy) -> dict:
         return refnorm.norms.rms_norm_vjp(*wide(x, gain))[1](dy.astype(np.float64))[:2]
 
     return race("norms/compressed_rms_norm", "rms_norm backward", x, candidates, exact, 3)
+
+
+def add_layer_norm(x, residual, gain, bias) -> dict:
+    import torch
+
+    import refnorm.norms
+    import refnorm_fast.norms as fast
+
+    out, units = np.empty_like(x), (x.shape[1],)
+    tensors = [torch.from_numpy(a) for a in (x, residual, gain, bias)]
+    candidates = {
+        OURS: lambda: fast.add_layer_norm(x, residual, gain, bias),
+        OURS_OUT: lambda: fast.add_layer_norm(x, residual, gain, bias, out=out),
+        "torch add, layer_norm": lambda: torch.nn.functional.layer_norm(tensors[0] + tensors[1], units, *tensors[2:]),
+    }
+
+    def exact():
+        return (refnorm.norms.add_layer_norm(*wide(x, residual, gain, bias)),)
+
+    return race("norms/layer_norm", "add_layer_norm", x, candidates, exact, 3, OURS_OUT)
+
+
+def add_layer_norm_backward(x, residual, gain, bias, dy) -> dict:
+    """Forward and backward together: the sum is what the forward pass must keep."""
+    import torch
+
+    import refnorm.norms
+    import refnorm_fast.norms as fast
+
+    units = (x.shape[1],)
+    inputs = [torch.from_numpy(a).clone().requires_grad_() for a in (x, residual, gain, bias)]
+    cotangent = torch.from_numpy(dy)
+
+    def composed():
+        y = torch.nn.functional.layer_norm(inputs[0] + inputs[1], units, *inputs[2:])
+        return torch.autograd.grad(y, inputs, cotangent)
+
+    candidates = {
+        OURS: lambda: fast.add_layer_norm_vjp(x, residual, gain, bias)[1](dy),
+        "torch add, layer_norm": composed,
+    }
+
+    def exact():
+        return refnorm.norms.add_layer_norm_vjp(*wide(x, residual, gain, bias))[1](dy.astype(np.float64))
+
+    return race("norms/layer_norm", "add_layer_norm and backward", x, candidates, exact, 8)
+
+
+def layer_norm_codes(x, gain, bias) -> dict:
+    import torch
+
+    import refnorm_fast.norms
+    import refnorm_fast.quantizers as fast
+
+    units = (x.shape[1],)
+    tensors = [torch.from_numpy(a) for a in (x, gain, bias)]
+
+    def torch_codes():
+        y = torch.nn.functional.layer_norm(tensors[0], units, *tensors[1:])
+        absmax = y.abs().amax(-1, keepdim=True)
+        return (y * (127 / absmax)).round_().to(torch.int8)
+
+    candidates = {
+        OURS: lambda: fast.layer_norm_absmax_quantize(x, gain, bias)[0],
+        "refnorm_fast, two calls": lambda: fast.absmax_quantize(refnorm_fast.norms.layer_norm(x, gain, bias), axis=0)[
+            0
+        ],
+        "torch layer_norm, absmax codes": torch_codes,
+    }
+
+    def exact():
+        import refnorm.quantizers
+
+        return (refnorm.quantizers.layer_norm_absmax_quantize(*wide(x, gain, bias))[0].astype(np.float64),)
+
+    found = race("norms/layer_norm", "layer_norm_absmax_quantize", x, candidates, exact, 1)
+    found["bytes"] = x.nbytes + x.size
+    found["check_unit"] = "codes"
+    return found
 
 
 def weight_standardize(weight) -> dict:
