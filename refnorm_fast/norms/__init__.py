@@ -21,6 +21,8 @@ from refnorm_fast.norms._group import (
     instance_norm_vjp,
     standardize_groups,
     standardize_groups_vjp,
+    weight_norm,
+    weight_norm_vjp,
     weight_standardize,
     weight_standardize_vjp,
 )
@@ -44,6 +46,8 @@ __all__ = [
     "rms_norm_vjp",
     "standardize_groups",
     "standardize_groups_vjp",
+    "weight_norm",
+    "weight_norm_vjp",
     "weight_standardize",
     "weight_standardize_vjp",
 ]
