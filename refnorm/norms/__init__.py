@@ -40,6 +40,8 @@ from refnorm.norms._batch_statistics import (
     update_running_statistics,
 )
 from refnorm.norms._compressed_rms_norm import (
+    add_rms_norm,
+    add_rms_norm_vjp,
     compress,
     compress_vjp,
     compressed_rms_norm,
@@ -110,7 +112,15 @@ from refnorm.norms._l1_batch_norm import (
     l1_batch_statistics_vjp,
     update_l1_running_statistics,
 )
-from refnorm.norms._layer_norm import InvarianceReport, Invariances, invariance_report, layer_norm, layer_norm_vjp
+from refnorm.norms._layer_norm import (
+    InvarianceReport,
+    Invariances,
+    add_layer_norm,
+    add_layer_norm_vjp,
+    invariance_report,
+    layer_norm,
+    layer_norm_vjp,
+)
 from refnorm.norms._magnitude_invariant_hypernet import (
     HypernetParams,
     encode_complement,
@@ -218,6 +228,10 @@ __all__ = [
     "UnMixState",
     "UnifiedNormState",
     "adapt_regime",
+    "add_layer_norm",
+    "add_layer_norm_vjp",
+    "add_rms_norm",
+    "add_rms_norm_vjp",
     "alpha_batch_norm",
     "alpha_batch_norm_vjp",
     "batch_channel_norm",

@@ -14,6 +14,7 @@ import numpy as np
 from refnorm import _checks
 from refnorm._arrays import sum_to
 from refnorm._typing import AnyArray, Array, F, Method, Pullback
+from refnorm.norms._layer_norm import checked_sum
 
 METHOD = Method(
     title="Pre-RMSNorm and Pre-CRMSNorm Transformers: Equivalent and Efficient Pre-LN Transformers",
@@ -21,6 +22,7 @@ METHOD = Method(
     year=2023,
     arxiv="2305.14858",
     functions=(
+        "add_rms_norm",
         "compress",
         "compressed_rms_norm",
         "decompress",
@@ -105,6 +107,65 @@ def rms_norm_vjp(
         return dx.astype(x.dtype), dgain, dbias
 
     return np.asarray(y, dtype=_common(x, gain, bias)), pullback
+
+
+def add_rms_norm(
+    x: Array[F], residual: Array[F], gain: Array[F] | None = None, bias: Array[F] | None = None, *, eps: float = 1e-5
+) -> Array[F]:
+    """RMS norm of ``x + residual``: a residual block's end.
+
+    Parameters
+    ----------
+    x, residual : arrays (..., d) of one shape and dtype
+        What a branch adds, and the main branch.
+    gain, bias : arrays (d,), optional
+        Scale and shift of each entry; left out they are 1 and 0.
+    eps : float > 0
+        Added to the mean square.
+
+    Returns
+    -------
+    array, shape and dtype of ``x``
+
+    Raises
+    ------
+    TypeError
+        If an argument is not float32 or float64, or the dtypes differ.
+    ValueError
+        If a shape is wrong, the last axis is empty or ``eps <= 0``.
+
+    Notes
+    -----
+    ``rms_norm(x + residual, gain, bias, eps=eps)``, the sum rounded to the dtype of ``x``.
+
+    References
+    ----------
+    Jiang, Gu, Zhu, Pan (2023), arXiv 2305.14858.
+
+    Examples
+    --------
+    >>> add_rms_norm(np.array([1.0, 1.0]), np.array([2.0, 3.0]), eps=1e-12).round(4)
+    array([0.8485, 1.1314])
+    """
+    return add_rms_norm_vjp(x, residual, gain, bias, eps=eps)[0]
+
+
+def add_rms_norm_vjp(
+    x: Array[F], residual: Array[F], gain: Array[F] | None = None, bias: Array[F] | None = None, *, eps: float = 1e-5
+) -> tuple[Array[F], Pullback]:
+    """Return :func:`add_rms_norm` and its pullback ``dy -> (dx, dresidual, dgain, dbias)``.
+
+    ``dx`` and ``dresidual`` are one array; the entry of an argument that was left out is ``None``. Parameters, errors
+    and references are those of :func:`add_rms_norm`.
+    """
+    y, back = rms_norm_vjp(checked_sum(x, residual), gain, bias, eps=eps)
+
+    def pullback(dy: Array[F]) -> tuple[Array[F] | None, ...]:
+        # Both terms of a sum receive its cotangent: one array for both.
+        dsum, dgain, dbias = back(dy)
+        return dsum, dsum, dgain, dbias
+
+    return y, pullback
 
 
 def compressed_rms_norm(x: Array[F], *, eps: float = 1e-5) -> Array[F]:

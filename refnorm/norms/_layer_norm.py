@@ -20,7 +20,13 @@ METHOD = Method(
     authors="Ba, Kiros, Hinton",
     year=2016,
     arxiv="1607.06450",
-    functions=("InvarianceReport", "Invariances", "invariance_report", "layer_norm"),
+    functions=(
+        "InvarianceReport",
+        "Invariances",
+        "add_layer_norm",
+        "invariance_report",
+        "layer_norm",
+    ),
     chapter="norms/layer_norm",
 )
 
@@ -109,6 +115,71 @@ def layer_norm_vjp(
         return dx.astype(x.dtype), sum_to(dy * x_hat, units), sum_to(dy, units)
 
     return y, pullback
+
+
+def add_layer_norm(x: Array[F], residual: Array[F], gain: Array[F], bias: Array[F], *, eps: float = 1e-5) -> Array[F]:
+    """Layer norm of ``x + residual`` over the last axis: a residual block's end.
+
+    Parameters
+    ----------
+    x, residual : arrays (..., H) of one shape and dtype
+        What a branch adds, and the main branch.
+    gain, bias : arrays (H,)
+        Scale and shift of each normalized unit; 1 and 0 at initialization.
+    eps : float > 0
+        Added to the variance.
+
+    Returns
+    -------
+    array, shape and dtype of ``x``
+
+    Raises
+    ------
+    TypeError
+        If an argument is not float32 or float64, or the dtypes differ.
+    ValueError
+        If no unit is left, a shape is wrong or ``eps <= 0``.
+
+    Notes
+    -----
+    ``layer_norm(x + residual, gain, bias, eps=eps)``, the sum rounded to the dtype of ``x``.
+
+    References
+    ----------
+    Ba, Kiros, Hinton (2016), arXiv 1607.06450, equations 3 and 4.
+
+    Examples
+    --------
+    >>> add_layer_norm(np.array([1.0, 2.0]), np.array([0.0, 1.0]), np.ones(2), np.zeros(2)).round(4)
+    array([-1.,  1.])
+    """
+    return add_layer_norm_vjp(x, residual, gain, bias, eps=eps)[0]
+
+
+def add_layer_norm_vjp(
+    x: Array[F], residual: Array[F], gain: Array[F], bias: Array[F], *, eps: float = 1e-5
+) -> tuple[Array[F], Pullback]:
+    """Return :func:`add_layer_norm` and its pullback ``dy -> (dx, dresidual, dgain, dbias)``.
+
+    ``dx`` and ``dresidual`` are one array. Parameters, errors and references are those of :func:`add_layer_norm`.
+    """
+    y, back = layer_norm_vjp(checked_sum(x, residual), gain, bias, eps=eps)
+
+    def pullback(dy: Array[F]) -> tuple[Array[F], Array[F], Array[F], Array[F]]:
+        # Both terms of a sum receive its cotangent: one array for both.
+        dsum, dgain, dbias = back(dy)
+        return dsum, dsum, dgain, dbias
+
+    return y, pullback
+
+
+def checked_sum(x: Array[F], residual: Array[F]) -> Array[F]:
+    """Return ``x + residual`` of arrays of one shape and dtype, or raise."""
+    x, residual = _checks.float_array(x, "x", min_ndim=1), _checks.float_array(residual, "residual")
+    _checks.same_dtype("x", x, residual=residual)
+    _checks.shape(residual, "residual", x.shape)
+    total: Array[F] = x + residual
+    return total
 
 
 def _trailing(axes: Sequence[int], ndim: int) -> tuple[int, ...]:

@@ -143,6 +143,12 @@ from refnorm.quantizers._network_to_network import (
     shrink_log_prob,
     shrink_log_prob_vjp,
 )
+from refnorm.quantizers._norm_quantize import (
+    layer_norm_absmax_quantize,
+    layer_norm_quantize,
+    rms_norm_absmax_quantize,
+    rms_norm_quantize,
+)
 from refnorm.quantizers._pv_tuning import (
     AdditiveQuantized,
     PVOptimizer,
@@ -329,6 +335,8 @@ __all__ = [
     "l1_norm_vjp",
     "lamp_ratios",
     "lamp_scores",
+    "layer_norm_absmax_quantize",
+    "layer_norm_quantize",
     "layer_sensitivity",
     "linear_lowp",
     "linear_lowp_vjp",
@@ -387,6 +395,8 @@ __all__ = [
     "reparameterize_layernorm",
     "reparameterize_layernorm_vjp",
     "reward_baseline",
+    "rms_norm_absmax_quantize",
+    "rms_norm_quantize",
     "round_bfloat16",
     "round_float16",
     "rounding_error_bound",

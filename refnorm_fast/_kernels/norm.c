@@ -30,8 +30,11 @@
 #include "norm_body.h"
 #include "norm_backward_body.h"
 
+#include "norm_codes.h"
+
 #define FUNCTIONS(suffix)                                                                  \
     .norm_##suffix = norm_##suffix, .norm_backward_##suffix = norm_backward_##suffix,       \
+    .add_norm_##suffix = add_norm_##suffix,                                                 \
     .group_norm_##suffix = group_norm_##suffix, .group_norm_backward_##suffix = group_norm_backward_##suffix
 
-RN_TABLE(norm) = {FUNCTIONS(f32), FUNCTIONS(f64)};
+RN_TABLE(norm) = {FUNCTIONS(f32), FUNCTIONS(f64), .norm_codes = norm_codes};

@@ -5,6 +5,8 @@
 #ifndef REFNORM_NORM_H
 #define REFNORM_NORM_H
 
+#include <stdint.h>
+
 #include "dispatch.h"
 
 /* centre: c = x - mean(x), q = mean(c^2); RMS: c = x, q = mean(x^2);
@@ -19,11 +21,19 @@ typedef struct {
     double eps;
 } rn_groups;
 
+/* clip(rint(y / scale) + zero_point, lowest, lowest + 255) as one byte, int8 or uint8 */
+typedef struct {
+    float scale, zero_point, lowest;
+} rn_code_grid;
+
 #define RN_NORM_FUNCTIONS(T, suffix)                                                                                  \
     /* residual: NULL, or added to x first (contiguous); gain, bias: NULL, or `length` entries, bias only with gain.  \
      * centre and inv_std: NULL, or take each row's mean (compressed: sum) and 1 / sqrt(q + eps). 0, or -1: no memory. */ \
     int (*norm_##suffix)(int kind, const T *x, size_t stride, const T *residual, const T *gain, const T *bias, T *y,  \
                          size_t rows, size_t length, double eps, double *centre, double *inv_std);                    \
+    /* Contiguous x; sum takes x + residual and overlaps nothing. */                                                  \
+    int (*add_norm_##suffix)(int kind, const T *x, const T *residual, const T *gain, const T *bias, T *y, T *sum,     \
+                             size_t rows, size_t length, double eps, double *centre, double *inv_std);                \
     /* dgain, dbias: NULL, or take `length` sums over the rows; dx may be dy. 0, or -1: no memory. */                 \
     int (*norm_backward_##suffix)(int kind, const T *x, size_t stride, const T *gain, const T *dy, T *dx, T *dgain,   \
                                   T *dbias, size_t rows, size_t length, const double *centre, const double *inv_std); \
@@ -36,6 +46,10 @@ typedef struct {
 typedef struct {
     RN_NORM_FUNCTIONS(float, f32)
     RN_NORM_FUNCTIONS(double, f64)
+    /* Codes of the normalized rows: by each row's largest magnitude, which goes to `largest`, or with NULL there on `grid`.
+     * 0, or -1: no memory, or 1: a normalized entry is not finite. */
+    int (*norm_codes)(int kind, const float *x, size_t stride, const float *gain, const float *bias, size_t rows,
+                      size_t length, double eps, float *largest, const rn_code_grid *grid, uint8_t *q);
 } rn_norm_table;
 
 RN_EXPORT const rn_norm_table *rn_norm(void);

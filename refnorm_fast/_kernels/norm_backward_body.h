@@ -98,10 +98,11 @@ RN_INLINE void N(add_wide)(double *to, VT values) {
     EACH_PART vf64_store(to + part_ * VF64, vf64_load(to + part_ * VF64) + piece[part_]);
 }
 
-/* dx of ROWS rows of one group and their contribution to dgain and dbias, which stand at the same entry as x. */
+/* dx of ROWS rows of one group and their contribution to dgain and dbias, which stand at the same entry as x. `ahead`,
+ * `dy_ahead`: distance to the entries that are fetched for the next rows. */
 RN_INLINE void N(backward_apply_body)(const T *x, size_t stride, const T *gain, const T *dy, T *dx, size_t dy_stride,
-                                      size_t length, const N(slopes) *s, double *dgain, double *dbias, int ROWS, int GAIN,
-                                      int STREAM) {
+                                      size_t length, const N(slopes) *s, double *dgain, double *dbias, size_t ahead,
+                                      size_t dy_ahead, int ROWS, int GAIN, int STREAM) {
     for (size_t i = 0; i < length; i += LANES) {
         size_t left = length - i < LANES ? length - i : LANES;
         int whole = left == LANES;
@@ -110,6 +111,8 @@ RN_INLINE void N(backward_apply_body)(const T *x, size_t stride, const T *gain, 
         for (int row = 0; row < ROWS; row++) {
             const T *from = x + (size_t)row * stride + i, *down = dy + (size_t)row * dy_stride + i;
             T *to = dx + (size_t)row * dy_stride + i;
+            __builtin_prefetch(from + ahead);
+            __builtin_prefetch(down + dy_ahead);
             VT d = whole ? V(load)(down) : V(load_part)(down, left, 0);
             VT c = whole ? V(load)(from) : V(load_part)(from, left, 0);
             VT h = ((c - V(set)(s[row].high)) - V(set)(s[row].low)) * V(set)(s[row].scale);
@@ -137,19 +140,20 @@ RN_INLINE void N(backward_apply_body)(const T *x, size_t stride, const T *gain, 
 /* Rows that are taken together: their contributions to dgain and dbias are summed before they go into float64. */
 #define TOGETHER 4
 static void N(backward_apply)(const T *x, size_t stride, const T *gain, const T *dy, T *dx, size_t dy_stride, size_t rows,
-                              size_t length, const N(slopes) *s, double *dgain, double *dbias, int stream) {
+                              size_t length, const N(slopes) *s, double *dgain, double *dbias, size_t ahead, size_t dy_ahead,
+                              int stream) {
     int inside = 1;
     for (size_t row = 0; row < rows; row++) inside &= N(scale_in_range)(s[row].inv_std);
 #define APPLY(ROWS)                                                                                              \
     do {                                                                                                         \
         if (gain && stream)                                                                                      \
-            N(backward_apply_body)(x, stride, gain, dy, dx, dy_stride, length, s, dgain, dbias, ROWS, 1, 1);     \
+            N(backward_apply_body)(x, stride, gain, dy, dx, dy_stride, length, s, dgain, dbias, ahead, dy_ahead, ROWS, 1, 1);     \
         else if (gain)                                                                                           \
-            N(backward_apply_body)(x, stride, gain, dy, dx, dy_stride, length, s, dgain, dbias, ROWS, 1, 0);     \
+            N(backward_apply_body)(x, stride, gain, dy, dx, dy_stride, length, s, dgain, dbias, ahead, dy_ahead, ROWS, 1, 0);     \
         else if (stream)                                                                                         \
-            N(backward_apply_body)(x, stride, gain, dy, dx, dy_stride, length, s, dgain, dbias, ROWS, 0, 1);     \
+            N(backward_apply_body)(x, stride, gain, dy, dx, dy_stride, length, s, dgain, dbias, ahead, dy_ahead, ROWS, 0, 1);     \
         else                                                                                                     \
-            N(backward_apply_body)(x, stride, gain, dy, dx, dy_stride, length, s, dgain, dbias, ROWS, 0, 0);     \
+            N(backward_apply_body)(x, stride, gain, dy, dx, dy_stride, length, s, dgain, dbias, ahead, dy_ahead, ROWS, 0, 0);     \
     } while (0)
     if (rows == TOGETHER && inside) {
         APPLY(TOGETHER);
@@ -179,7 +183,7 @@ typedef struct {
 } N(backward_task);
 
 /* Several examples' rows of one group, whose every entry has a gain of its own. */
-static void N(backward_rows)(const N(backward_task) *task, size_t group, size_t first, size_t count, double *dgain,
+static void N(backward_rows)(const N(backward_task) *task, size_t group, size_t first, size_t count, int ahead, double *dgain,
                              double *dbias) {
     size_t groups = task->units.groups, length = task->length, row = first * groups + group;
     const T *x = task->x + row * task->stride, *dy = task->dy + row * length;
@@ -192,7 +196,7 @@ static void N(backward_rows)(const N(backward_task) *task, size_t group, size_t 
         N(slopes_end)(&s[k], task->kind, centre, sum, product, length, task->ddof);
     }
     N(backward_apply)(x, groups * task->stride, gain, dy, task->dx + row * length, groups * length, count, length, s, dgain,
-                      dbias, task->stream);
+                      dbias, ahead ? count * groups * task->stride : 0, ahead ? count * groups * length : 0, task->stream);
 }
 
 /* One row of channels with a gain for all their places; dgain and dbias stand at the row's first channel. */
@@ -238,7 +242,6 @@ static void N(backward_channels)(const N(backward_task) *task, size_t row, doubl
  * the sums are added up in order: the same for any number of threads. */
 static void N(backward_parts)(const N(backward_task) *task, size_t shares) {
     size_t groups = task->units.groups, channels = task->units.channels, all = groups * channels;
-    size_t bytes = 2 * task->length * sizeof(T), together = bytes > ((size_t)64 << 10) ? 1 : TOGETHER;
     int threads = rn_threads(task->parts * shares, 0.8 * (double)task->examples * (double)groups * (double)task->length);
     RN_PARALLEL(threads) {
         RN_SHARE(task->parts * shares, first_unit, last_unit);
@@ -251,14 +254,16 @@ static void N(backward_parts)(const N(backward_task) *task, size_t shares) {
                 memset(dgain + first_group * channels, 0, (last_group - first_group) * channels * sizeof(double));
                 memset(dbias + first_group * channels, 0, (last_group - first_group) * channels * sizeof(double));
             }
-            size_t step = task->units.places == 1 ? together : 1;
+            /* Four rows are fetched ahead where they fit into a second-level cache beside the four in work. */
+            int near = 2 * TOGETHER * task->length * sizeof(T) <= (size_t)256 << 10;
+            size_t step = task->units.places == 1 ? TOGETHER : 1;
             for (size_t example = first; example < last; example += step) {
                 size_t count = last - example < step ? last - example : step;
                 for (size_t group = first_group; group < last_group; group++) {
                     double *gain_sums = dgain ? dgain + group * channels : NULL;
                     double *bias_sums = dgain ? dbias + group * channels : NULL;
                     if (task->units.places == 1)
-                        N(backward_rows)(task, group, example, count, gain_sums, bias_sums);
+                        N(backward_rows)(task, group, example, count, near && example + 2 * step <= last, gain_sums, bias_sums);
                     else
                         N(backward_channels)(task, example * groups + group, gain_sums, bias_sums);
                 }
@@ -303,7 +308,7 @@ static int N(backward_long)(const N(backward_task) *task, T *dgain, T *dbias) {
                 N(backward_apply)(task->x + row * task->stride + at, task->stride, gain ? gain + at : NULL,
                                   task->dy + row * length + at, task->dx + row * length + at, length,
                                   rows - row < TOGETHER ? rows - row : TOGETHER, size, s + row, dgain ? sums : NULL,
-                                  dgain ? sums + BLOCK : NULL, task->stream);
+                                  dgain ? sums + BLOCK : NULL, 0, 0, task->stream);
             for (size_t i = 0; dgain && i < size; i++) {
                 dgain[at + i] = (T)sums[i];
                 if (dbias) dbias[at + i] = (T)sums[BLOCK + i];
@@ -319,7 +324,7 @@ static int N(backward_long)(const N(backward_task) *task, T *dgain, T *dbias) {
 static int N(backward_all)(N(backward_task) *task, T *dgain, T *dbias, size_t spread) {
     size_t groups = task->units.groups, all = groups * task->units.channels, places = task->units.places;
     size_t bytes = task->examples * groups * task->length * sizeof(T), run = places == 1 ? task->length : places;
-    task->stream = bytes > rn_cache_bytes() / 2 && task->dx != task->dy && run % LANES == 0 &&
+    task->stream = bytes > rn_cache_bytes() / 4 && task->dx != task->dy && run % LANES == 0 &&
                    (uintptr_t)task->dx % REFNORM_VECTOR_BYTES == 0;
     if (groups == 1 && places == 1 && spread == 1 && task->length * (2 * sizeof(T) + 2 * sizeof(double)) > (size_t)1 << 20)
         return N(backward_long)(task, dgain, dbias);

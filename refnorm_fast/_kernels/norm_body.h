@@ -387,13 +387,14 @@ static void N(add)(const T *a, const T *b, T *sum, size_t length) {
     for (; i < length; i++) sum[i] = a[i] + b[i];
 }
 
-/* What a forward pass reads and writes. A row has `length` entries; residual and y are contiguous. */
+/* What a forward pass reads and writes. A row has `length` entries; residual, y and sum are contiguous. sum: NULL, or takes
+ * x + residual. */
 typedef struct {
     int kind;
     const T *x, *residual;
     size_t stride;
     N(units) units;
-    T *y;
+    T *y, *sum;
     size_t length, ddof;
     double eps, *centre, *inv_std;
     int stream;
@@ -406,7 +407,7 @@ static int N(norm_rows)(const N(task) *task, size_t first, size_t last) {
     const T *x = task->x, *residual = task->residual;
     size_t stride = task->stride, length = task->length;
     T *y = task->y, *scratch = NULL;
-    if (residual && stream) {
+    if (residual && stream && !task->sum) {
         scratch = rn_scratch(0, length * sizeof(T));
         if (scratch == NULL) return -1;
     }
@@ -431,7 +432,7 @@ static int N(norm_rows)(const N(task) *task, size_t first, size_t last) {
         const T *from = x + row * stride;
         T *to = y + row * length;
         if (residual) {
-            T *sum = scratch ? scratch : to;
+            T *sum = task->sum ? task->sum + row * length : scratch ? scratch : to;
             N(add)(from, residual + row * length, sum, length);
             from = sum;
         }
@@ -454,20 +455,20 @@ static int N(norm_shared)(const N(task) *task, size_t rows) {
         RN_SHARE(blocks, first, last);
         for (size_t row = 0; row < rows; row++) {
             const T *from = task->x + row * task->stride, *residual = task->residual;
-            T *to = task->y + row * length;
+            T *to = task->y + row * length, *sum = task->sum ? task->sum + row * length : to;
             /* Two sets, so that a thread ahead does not overwrite what another still reads. */
             N(moments) *mine = moments + (row & 1) * blocks;
             for (size_t block = first; block < last; block++) {
                 size_t at = block * BLOCK, size = length - at < BLOCK ? length - at : BLOCK;
-                if (residual) N(add)(from + at, residual + row * length + at, to + at, size);
-                mine[block] = N(block_moments)(kind, (residual ? to : from) + at, size);
+                if (residual) N(add)(from + at, residual + row * length + at, sum + at, size);
+                mine[block] = N(block_moments)(kind, (residual ? sum : from) + at, size);
             }
             RN_BARRIER;
             N(moments) all = mine[0];
             for (size_t block = 1; block < blocks; block++) N(merge)(kind, &all, mine[block]);
             N(line) line = N(line_of)(kind, all, length, task->ddof, task->eps);
             if (task->centre && first == 0) task->centre[row] = line.centre, task->inv_std[row] = line.inv_std;
-            const T *source = residual ? to : from;
+            const T *source = residual ? sum : from;
             /* The block read last is the likeliest to be in cache. */
             for (size_t block = last; block-- > first;) {
                 size_t at = block * BLOCK, size = length - at < BLOCK ? length - at : BLOCK;
@@ -484,7 +485,7 @@ static int N(norm_all)(N(task) *task, size_t rows) {
     task->stream = rows * length * sizeof(T) > rn_cache_bytes() / 2 && (const T *)task->y != task->x &&
                    (const T *)task->y != task->residual;
     if (length >= SHARED_BLOCKS * BLOCK) {
-        task->stream &= !task->residual;
+        task->stream &= !task->residual || task->sum;
         return N(norm_shared)(task, rows);
     }
     int threads = rn_threads(rows, 0.3 * (double)rows * (double)length), failed = 0;
@@ -500,6 +501,13 @@ static int N(norm)(int kind, const T *x, size_t stride, const T *residual, const
                    size_t rows, size_t length, double eps, double *centre, double *inv_std) {
     N(task) task = {.kind = kind, .x = x, .residual = residual, .stride = stride, .units = {gain, bias, 1, length, 1},
                     .y = y, .length = length, .eps = eps, .centre = centre, .inv_std = inv_std};
+    return N(norm_all)(&task, rows);
+}
+
+static int N(add_norm)(int kind, const T *x, const T *residual, const T *gain, const T *bias, T *y, T *sum, size_t rows,
+                       size_t length, double eps, double *centre, double *inv_std) {
+    N(task) task = {.kind = kind, .x = x, .residual = residual, .stride = length, .units = {gain, bias, 1, length, 1},
+                    .y = y, .sum = sum, .length = length, .eps = eps, .centre = centre, .inv_std = inv_std};
     return N(norm_all)(&task, rows);
 }
 

@@ -34,6 +34,9 @@ from refnorm_fast.norms._channel import (
 )
 from refnorm_fast.norms._core import (
     add_layer_norm,
+    add_layer_norm_vjp,
+    add_rms_norm,
+    add_rms_norm_vjp,
     compressed_rms_norm,
     compressed_rms_norm_vjp,
     layer_norm,
@@ -50,12 +53,17 @@ from refnorm_fast.norms._group import (
     instance_norm_vjp,
     standardize_groups,
     standardize_groups_vjp,
+    weight_norm,
+    weight_norm_vjp,
     weight_standardize,
     weight_standardize_vjp,
 )
 
 __all__ = [
     "add_layer_norm",
+    "add_layer_norm_vjp",
+    "add_rms_norm",
+    "add_rms_norm_vjp",
     "alpha_batch_norm",
     "alpha_batch_norm_vjp",
     "batch_norm",
@@ -100,6 +108,8 @@ __all__ = [
     "standardize_groups_vjp",
     "unified_norm",
     "unified_norm_vjp",
+    "weight_norm",
+    "weight_norm_vjp",
     "weight_standardize",
     "weight_standardize_vjp",
 ]

@@ -13,6 +13,8 @@ cdef extern from "norm.h":
     ctypedef struct rn_norm_table:
         int (*norm_f32)(int, const float *, size_t, const float *, const float *, const float *, float *, size_t, size_t, double, double *, double *) nogil
         int (*norm_f64)(int, const double *, size_t, const double *, const double *, const double *, double *, size_t, size_t, double, double *, double *) nogil
+        int (*add_norm_f32)(int, const float *, const float *, const float *, const float *, float *, float *, size_t, size_t, double, double *, double *) nogil
+        int (*add_norm_f64)(int, const double *, const double *, const double *, const double *, double *, double *, size_t, size_t, double, double *, double *) nogil
         int (*norm_backward_f32)(int, const float *, size_t, const float *, const float *, float *, float *, float *, size_t, size_t, const double *, const double *) nogil
         int (*norm_backward_f64)(int, const double *, size_t, const double *, const double *, double *, double *, double *, size_t, size_t, const double *, const double *) nogil
     const rn_norm_table *rn_norm() nogil
@@ -142,6 +144,41 @@ cdef _forward_saved(int kind, np.ndarray x, gain, bias, int trailing, double eps
     cdef np.ndarray y = _fresh(x)
     scale = numpy.ones_like(bias) if bias is not None and gain is None else gain
     _run(kind, s.x, None, scale, bias, y, s.rows, s.length, s.stride, eps, s.centre, s.inv_std)
+    return y, s
+
+
+cdef _sum_forward_saved(int kind, np.ndarray x, np.ndarray residual, gain, bias, double eps):
+    """Value for the last axis of x + residual, and what the pullback needs: the sum takes x's place."""
+    cdef _Saved s = _Saved.__new__(_Saved)
+    cdef np.ndarray y = _fresh(x)
+    cdef np.ndarray total = _fresh(x)
+    x, residual = _in_order(x), numpy.ascontiguousarray(residual)
+    s.kind = kind
+    s.original = s.x = total
+    _rows_of(total, 1, &s.rows, &s.length, &s.stride)
+    s.gain = gain
+    s.centre = numpy.empty(s.rows)
+    s.inv_std = numpy.empty(s.rows)
+    factors = numpy.ones_like(bias) if bias is not None and gain is None else gain
+    cdef void *one = np.PyArray_DATA(x)
+    cdef void *other = np.PyArray_DATA(residual)
+    cdef void *scale = _data(factors)
+    cdef void *shift = _data(bias)
+    cdef void *target = np.PyArray_DATA(y)
+    cdef void *sums = np.PyArray_DATA(total)
+    cdef double *centre = <double *> np.PyArray_DATA(s.centre)
+    cdef double *inv_std = <double *> np.PyArray_DATA(s.inv_std)
+    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    cdef int failed = 0
+    with nogil:
+        if s.rows == 0:
+            pass
+        elif single:
+            failed = rn_norm().add_norm_f32(kind, <const float *> one, <const float *> other, <const float *> scale, <const float *> shift, <float *> target, <float *> sums, s.rows, s.length, eps, centre, inv_std)
+        else:
+            failed = rn_norm().add_norm_f64(kind, <const double *> one, <const double *> other, <const double *> scale, <const double *> shift, <double *> target, <double *> sums, s.rows, s.length, eps, centre, inv_std)
+    if failed:
+        raise MemoryError
     return y, s
 
 
@@ -293,14 +330,49 @@ def add_layer_norm(x, residual, gain, bias, *, eps=1e-5, out=None):
     array([-1.,  1.])
     """
     cdef np.ndarray array = _float_array(x, "x")
-    cdef np.ndarray more = _float_array(residual, "residual")
-    cdef int trailing = _trailing(_LAST, array)
-    if np.PyArray_TYPE(array) != np.PyArray_TYPE(more):
-        _checks.same_dtype("x", array, residual=more)
-    if not _same_shape(array, more):
-        _checks.shape(more, "residual", (<object> array).shape)
-    return _forward(LAYER_NORM, array, more, _units("gain", gain, array, 1), _units("bias", bias, array, 1), trailing,
+    cdef np.ndarray more = _second_term(array, residual)
+    return _forward(LAYER_NORM, array, more, _units("gain", gain, array, 1), _units("bias", bias, array, 1), 1,
                     _positive(eps), out)
+
+
+cdef np.ndarray _second_term(np.ndarray x, residual):
+    """`residual`, if it has the shape and dtype of x."""
+    cdef np.ndarray more = _float_array(residual, "residual")
+    if np.PyArray_NDIM(x) == 0:
+        _checks.float_array(x, "x", min_ndim=1)
+    if np.PyArray_TYPE(x) != np.PyArray_TYPE(more):
+        _checks.same_dtype("x", x, residual=more)
+    if not _same_shape(x, more):
+        _checks.shape(more, "residual", (<object> x).shape)
+    _trailing(_LAST, x)
+    return more
+
+
+def add_layer_norm_vjp(x, residual, gain, bias, *, eps=1e-5):
+    """Return :func:`add_layer_norm` and its pullback ``dy -> (dx, dresidual, dgain, dbias)``.
+
+    Parameters, errors and references are those of :func:`add_layer_norm`. The sum is written once, for the
+    pullback; ``dx`` and ``dresidual`` are one array.
+
+    Examples
+    --------
+    >>> one = np.array([1.0, 2.0, 3.0])
+    >>> y, pullback = add_layer_norm_vjp(one, one, np.ones(3), np.zeros(3))
+    >>> pullback(np.array([1.0, 0.0, 0.0]))[3]
+    array([1., 0., 0.])
+    """
+    cdef np.ndarray array = _float_array(x, "x")
+    cdef np.ndarray more = _second_term(array, residual)
+    scale = _units("gain", gain, array, 1)
+    shift = _units("bias", bias, array, 1)
+    y, saved = _sum_forward_saved(LAYER_NORM, array, more, scale, shift, _positive(eps))
+
+    def pullback(dy):
+        dgain, dbias = numpy.empty_like(scale), numpy.empty_like(shift)
+        (dsum,) = _backward(saved, dy, dgain, dbias)
+        return dsum, dsum, dgain, dbias
+
+    return y, pullback
 
 
 def rms_norm(x, gain=None, bias=None, *, eps=1e-5, out=None):
@@ -370,6 +442,72 @@ def rms_norm_vjp(x, gain=None, bias=None, *, eps=1e-5):
         dgain = None if scale is None else numpy.empty_like(scale)
         dbias = None if shift is None else numpy.empty_like(shift)
         return (*_backward(saved, dy, dgain, dbias), dgain, dbias)
+
+    return y, pullback
+
+
+def add_rms_norm(x, residual, gain=None, bias=None, *, eps=1e-5, out=None):
+    """RMS norm of ``x + residual``, without storing the sum.
+
+    Parameters
+    ----------
+    x, residual : float32 or float64 arrays (..., d) of one shape and dtype
+    gain, bias : arrays (d,), optional
+        Scale and shift of each entry; left out they are 1 and 0.
+    eps : float > 0
+        Added to the mean square.
+    out : array, optional
+        Takes the result; may be ``x`` or ``residual`` itself or overlap them.
+
+    Returns
+    -------
+    array, shape and dtype of ``x``
+        Bit for bit ``rms_norm(x + residual, gain, bias, eps=eps)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.norms.add_rms_norm`; also if ``out`` does not fit.
+
+    References
+    ----------
+    Jiang, Gu, Zhu, Pan (2023), arXiv 2305.14858, section 3.
+
+    Examples
+    --------
+    >>> add_rms_norm(np.array([1.0, 1.0]), np.array([2.0, 3.0]), eps=1e-12).round(4)
+    array([0.8485, 1.1314])
+    """
+    cdef np.ndarray array = _float_array(x, "x")
+    cdef np.ndarray more = _second_term(array, residual)
+    return _forward(RMS_NORM, array, more, _unit_array(gain, "gain", array, 1), _unit_array(bias, "bias", array, 1), 1,
+                    _positive(eps), out)
+
+
+def add_rms_norm_vjp(x, residual, gain=None, bias=None, *, eps=1e-5):
+    """Return :func:`add_rms_norm` and its pullback ``dy -> (dx, dresidual, dgain, dbias)``.
+
+    The entry of an argument that was left out is ``None``. Parameters, errors and references are those of
+    :func:`add_rms_norm`. The sum is written once, for the
+    pullback; ``dx`` and ``dresidual`` are one array.
+
+    Examples
+    --------
+    >>> y, pullback = add_rms_norm_vjp(np.array([3.0, 4.0]), np.zeros(2))
+    >>> pullback(np.array([3.0, 4.0]))[1].round(4)
+    array([0., 0.])
+    """
+    cdef np.ndarray array = _float_array(x, "x")
+    cdef np.ndarray more = _second_term(array, residual)
+    scale = _unit_array(gain, "gain", array, 1)
+    shift = _unit_array(bias, "bias", array, 1)
+    y, saved = _sum_forward_saved(RMS_NORM, array, more, scale, shift, _positive(eps))
+
+    def pullback(dy):
+        dgain = None if scale is None else numpy.empty_like(scale)
+        dbias = None if shift is None else numpy.empty_like(shift)
+        (dsum,) = _backward(saved, dy, dgain, dbias)
+        return dsum, dsum, dgain, dbias
 
     return y, pullback
 

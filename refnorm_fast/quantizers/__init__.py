@@ -1,4 +1,4 @@
-"""Low-precision matrix products as SIMD kernels."""
+"""Quantizers and low-precision matrix products as SIMD kernels."""
 
 from refnorm_fast.quantizers._bf16 import linear_lowp, linear_lowp_vjp, matmul_lowp
 from refnorm_fast.quantizers._codewords import additive_dequantize
@@ -30,6 +30,12 @@ from refnorm_fast.quantizers._levels import (
     sulq_fake_quantize,
     sulq_fake_quantize_vjp,
 )
+from refnorm_fast.quantizers._norm import (
+    layer_norm_absmax_quantize,
+    layer_norm_quantize,
+    rms_norm_absmax_quantize,
+    rms_norm_quantize,
+)
 from refnorm_fast.quantizers._quantize import (
     affine_qparams,
     dequantize,
@@ -52,6 +58,8 @@ __all__ = [
     "int4_linear",
     "int4_linear_vjp",
     "int8_matmul",
+    "layer_norm_absmax_quantize",
+    "layer_norm_quantize",
     "linear_lowp",
     "linear_lowp_vjp",
     "llm_int8_linear",
@@ -73,6 +81,8 @@ __all__ = [
     "quantize_weight",
     "range_fake_quantize",
     "range_fake_quantize_vjp",
+    "rms_norm_absmax_quantize",
+    "rms_norm_quantize",
     "round_bfloat16",
     "round_float16",
     "stochastic_round",

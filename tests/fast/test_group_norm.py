@@ -273,6 +273,64 @@ def test_equals_the_reference(shape: tuple[int, int, int, int], seed: int, isa: 
         np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-8 * max(1.0, float(np.abs(other).max(initial=0))))
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_weight_norm(axis: int, dtype: type) -> None:
+    for shape in ((1, 1), (5, 3), (7, 40, 3), (4, 2, 3, 3), (3, 20001), (20, 1, 17)):
+        rng = np.random.default_rng(len(shape))
+        direction, dweight = rng.normal(size=(2, *shape)).astype(dtype)
+        gain = rng.normal(size=shape[axis]).astype(dtype)
+        weight, pullback = fast.weight_norm_vjp(direction, gain, axis=axis)
+        np.testing.assert_array_equal(fast.weight_norm(direction, gain, axis=axis), weight)
+        expected, back = reference.weight_norm_vjp(direction.astype(float), gain.astype(float), axis=axis)
+        np.testing.assert_allclose(weight, expected, rtol=8 * EPS[np.dtype(dtype)], atol=0)
+        for _ in range(2):
+            for one, other in zip(pullback(dweight), back(dweight.astype(float)), strict=True):
+                assert one.dtype == dtype
+                assert one.shape == other.shape
+                bound = max(float(np.abs(other).max()), 1)
+                np.testing.assert_allclose(one, other, rtol=0, atol=64 * EPS[np.dtype(dtype)] * bound)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_weight_norm_layouts_and_out(dtype: type) -> None:
+    direction, gain, _, dweight = data((6, 5, 9), dtype)
+    gain = np.arange(-2, 4).astype(dtype)
+    support.check_out(lambda x, **out: fast.weight_norm(x, gain, **out), direction)
+    support.check_out_errors(lambda x, **out: fast.weight_norm(x, gain, **out), direction)
+    for name, same in support.layouts(direction).items():
+        straight = fast.weight_norm_vjp(np.ascontiguousarray(same), gain)
+        found = fast.weight_norm_vjp(same, gain.repeat(2)[::2])
+        np.testing.assert_array_equal(found[0], straight[0], err_msg=name)
+        for one, other in zip(found[1](np.asfortranarray(dweight)), straight[1](dweight), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-20, 1e20, 3e37])
+def test_weight_norm_at_the_ends_of_the_range(size: float, dtype: type) -> None:
+    direction = np.array([[1, -2, 3], [4, 5, 6]]) * size
+    if dtype == np.float64:
+        direction = direction * (1e200 if size > 1 else 1e-200)
+    direction = direction.astype(dtype)
+    for factor in (1.0, 1e-40, 1e20):
+        gain = np.array([factor, -factor], dtype)
+        np.testing.assert_allclose(
+            fast.weight_norm(direction, gain), reference.weight_norm(direction, gain), rtol=1e-6, atol=3e-45
+        )
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_weight_norm_of_special_numbers() -> None:
+    direction = np.random.default_rng(0).normal(size=(4, 30)).astype(np.float32)
+    gain = np.ones(4, np.float32)
+    direction[1, 3] = np.nan
+    np.testing.assert_array_equal(np.isnan(fast.weight_norm(direction, gain)).all(axis=1), [False, True, False, False])
+    direction[2, 0] = np.inf
+    np.testing.assert_array_equal(fast.weight_norm(direction, gain), reference.weight_norm(direction, gain))
+
+
 X, C4 = np.ones((2, 4, 3)), np.ones(4)
 ERRORS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("group_norm", (X.astype(int), C4, C4), {}),
@@ -301,6 +359,14 @@ ERRORS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("weight_standardize", (X,), {"ddof": 1.0}),
     ("weight_standardize", (X[:, :1, :1],), {}),
     ("weight_standardize", (X,), {"eps": np.inf}),
+    ("weight_norm", (X, C4), {}),
+    ("weight_norm", (X, C4.astype(np.float32)), {"axis": 1}),
+    ("weight_norm", (X, C4), {"axis": 3}),
+    ("weight_norm", (X, C4), {"axis": (0, 1)}),
+    ("weight_norm", (X - X, C4), {"axis": 1}),
+    ("weight_norm", (X[:, :, :0], C4), {"axis": 1}),
+    ("weight_norm", (np.float64(1), C4), {}),
+    ("weight_norm", (X.astype(int), C4), {"axis": 1}),
     ("group_scale", (X,), {"groups": 2}),
     ("group_scale", (X[:, :, :0],), {}),
     ("group_scale", (np.float64(1),), {}),
@@ -324,7 +390,7 @@ def test_wrong_cotangent() -> None:
 
 
 def test_signatures_are_the_references() -> None:
-    for name in {name for name, _, _ in CASES}:
+    for name in {"weight_norm", *(name for name, _, _ in CASES)}:
         for suffix, more in (("", ["out"]), ("_vjp", [])):
             mine = inspect.signature(getattr(fast, name + suffix)).parameters
             theirs = inspect.signature(getattr(reference, name + suffix)).parameters

@@ -161,6 +161,7 @@ def test_out(shape: tuple[int, ...], dtype: type) -> None:
         lambda x, **out: fast.rms_norm(x, gain, **out),
         lambda x, **out: fast.compressed_rms_norm(x, **out),
         lambda x, **out: fast.add_layer_norm(x, residual, gain, bias, **out),
+        lambda x, **out: fast.add_rms_norm(x, residual, gain, **out),
     ]
     for function in functions:
         support.check_out(function, x)
@@ -176,18 +177,45 @@ def test_out(shape: tuple[int, ...], dtype: type) -> None:
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", support.DTYPES)
-def test_add_layer_norm_is_the_composition(dtype: type) -> None:
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_norm_of_a_sum_is_the_composition(name: str, dtype: type) -> None:
     rng = np.random.default_rng(0)
-    for shape in ((3, 7), (200, 768), (2, 300001), (9, 1000003)):
+    norm, norm_vjp = getattr(fast, name), getattr(fast, name + "_vjp")
+    add_norm, add_norm_vjp = getattr(fast, "add_" + name), getattr(fast, f"add_{name}_vjp")
+    for shape in ((7,), (3, 7), (0, 5), (200, 768), (2, 300001), (9, 1000003)):
         x, residual = rng.normal(size=(2, *shape)).astype(dtype)
         gain, bias = rng.normal(size=(2, shape[-1])).astype(dtype)
-        expected = fast.layer_norm(x + residual, gain, bias)
-        np.testing.assert_array_equal(fast.add_layer_norm(x, residual, gain, bias), expected)
+        expected, back = norm_vjp(x + residual, gain, bias)
+        np.testing.assert_array_equal(add_norm(x, residual, gain, bias), expected)
+        y, pullback = add_norm_vjp(x, residual, gain, bias)
+        np.testing.assert_array_equal(y, expected)
+        for dy in (residual, x):
+            dx, dgain, dbias = back(dy)
+            for one, other in zip(pullback(dy), (dx, dx, dgain, dbias), strict=True):
+                np.testing.assert_array_equal(one, other)
     x, residual = rng.normal(size=(2, 30, 40)).astype(dtype)
     gain, bias = rng.normal(size=(2, 30)).astype(dtype)
-    np.testing.assert_array_equal(
-        fast.add_layer_norm(x.T, residual.T, gain, bias), fast.layer_norm(x.T + residual.T, gain, bias)
-    )
+    expected = norm(x.T + residual.T, gain, bias)
+    np.testing.assert_array_equal(add_norm(x.T, residual.T, gain, bias), expected)
+    np.testing.assert_array_equal(add_norm_vjp(x.T, residual.T, gain, bias)[0], expected)
+    for layout, same in support.layouts(x).items():
+        dx, dresidual, *_ = add_norm_vjp(same, residual, gain.repeat(2)[:40], bias.repeat(2)[:40])[1](residual)
+        straight = add_norm_vjp(same.copy("C"), residual, gain.repeat(2)[:40], bias.repeat(2)[:40])[1](residual)
+        np.testing.assert_array_equal(dx, straight[0], err_msg=layout)
+        assert dx is dresidual
+
+
+def test_rms_norm_of_a_sum_without_gain_or_bias() -> None:
+    x, residual, bias = np.random.default_rng(0).normal(size=(3, 5))
+    for options in ({}, {"bias": bias}, {"gain": bias}):
+        y, pullback = fast.add_rms_norm_vjp(x, residual, **options)
+        expected, back = reference.add_rms_norm_vjp(x, residual, **options)
+        np.testing.assert_allclose(y, expected, rtol=1e-14)
+        for one, other in zip(pullback(x), back(x), strict=True):
+            if other is None:
+                assert one is None
+            else:
+                np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", support.DTYPES)
@@ -198,7 +226,8 @@ def test_same_bits_for_any_number_of_threads(shape: tuple[int, int], dtype: type
     gain, bias = rng.normal(size=(2, shape[1])).astype(dtype)
 
     def results() -> list[AnyArray]:
-        found = [fast.add_layer_norm(x, dy, gain, bias)]
+        y, pullback = fast.add_layer_norm_vjp(x, dy, gain, bias)
+        found = [fast.add_layer_norm(x, dy, gain, bias), y, *pullback(dy)]
         for case, arguments in CASES.items():
             y, pullback = getattr(fast, case.split()[0] + "_vjp")(*arguments(x, gain, bias))
             found += [y, *(one for one in pullback(dy) if one is not None)]
@@ -307,6 +336,18 @@ ERRORS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("rms_norm", (TWO,), {"eps": -1.0}),
     ("compressed_rms_norm", (np.ones((2, 0)),), {}),
     ("compressed_rms_norm", (np.ones(3, bool),), {}),
+    ("add_layer_norm", (TWO, ONE, ONE, ONE), {}),
+    ("add_layer_norm", (TWO, TWO.astype(np.float32), ONE, ONE), {}),
+    ("add_layer_norm", (TWO, TWO, np.ones(2), ONE), {}),
+    ("add_layer_norm", (TWO, TWO, ONE, None), {}),
+    ("add_layer_norm", (TWO, None, ONE, ONE), {}),
+    ("add_layer_norm", (TWO, TWO, ONE, ONE), {"eps": 0.0}),
+    ("add_layer_norm", (np.ones((2, 0)), np.ones((2, 0)), np.ones(0), np.ones(0)), {}),
+    ("add_layer_norm", (np.float64(1), np.float64(1), ONE, ONE), {}),
+    ("add_rms_norm", (TWO, ONE), {}),
+    ("add_rms_norm", (TWO, TWO, np.ones(2)), {}),
+    ("add_rms_norm", (np.ones((2, 0)), np.ones((2, 0))), {}),
+    ("add_rms_norm", (TWO, TWO), {"eps": np.nan}),
 ]
 
 
@@ -318,13 +359,6 @@ def test_errors_are_the_references(name: str, arguments: tuple[Any, ...], option
         with pytest.raises(expected.type) as raised:
             getattr(fast, name + suffix)(*arguments, **options)
         assert str(raised.value) == str(expected.value)
-
-
-def test_add_layer_norm_errors() -> None:
-    with pytest.raises(ValueError, match=r"residual: expected shape \(2, 3\), got \(3,\)"):
-        fast.add_layer_norm(TWO, ONE, ONE, ONE)
-    with pytest.raises(TypeError, match="residual: expected dtype float64 like x, got float32"):
-        fast.add_layer_norm(TWO, TWO.astype(np.float32), ONE, ONE)
 
 
 def test_examples() -> None:

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from refnorm.gradcheck import GradientCase
 from refnorm.norms import (
+    add_rms_norm,
+    add_rms_norm_vjp,
     compress,
     compress_vjp,
     compressed_rms_norm,
@@ -31,6 +33,8 @@ GRADIENT_CASES = [
     GradientCase(rms_norm_vjp, (*draw((3, 4), 4), None), method="complex", name="gain alone"),
     GradientCase(rms_norm_vjp, (*draw((3, 4)), None, *draw(4)), name="bias alone, differences"),
     GradientCase(rms_norm_vjp, (np.zeros((2, 4)), *draw(4, 4)), {"eps": 0.1}, method="complex", name="zero"),
+    GradientCase(add_rms_norm_vjp, draw((2, 3, 5), (2, 3, 5), 5, 5), method="complex"),
+    GradientCase(add_rms_norm_vjp, (*draw((3, 4), (3, 4)), None, None), {"eps": 1e-2}, method="complex", name="plain"),
     GradientCase(compressed_rms_norm_vjp, draw((3, 5)), method="complex"),
     GradientCase(compressed_rms_norm_vjp, draw((2, 3, 1)), {"eps": 1e-2}, name="one entry, differences"),
     GradientCase(compressed_rms_norm_vjp, (np.zeros((2, 4)),), {"eps": 0.1}, method="complex", name="zero"),
@@ -177,3 +181,11 @@ X = np.ones((2, 3))
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_sum_is_normalized_like_any_input():
+    x, residual, gain = draw((4, 6), (4, 6), 6)
+    np.testing.assert_array_equal(add_rms_norm(x, residual, gain), rms_norm(x + residual, gain))
+    dx, dresidual, _, dbias = add_rms_norm_vjp(x, residual, gain)[1](x)
+    assert dx is dresidual
+    assert dbias is None

@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refnorm.gradcheck import GradientCase
-from refnorm.norms import Invariances, invariance_report, layer_norm, layer_norm_vjp
+from refnorm.norms import (
+    Invariances,
+    add_layer_norm,
+    add_layer_norm_vjp,
+    invariance_report,
+    layer_norm,
+    layer_norm_vjp,
+)
 
 RNG = np.random.default_rng(1)
 
@@ -29,6 +36,12 @@ GRADIENT_CASES = [
         (1e3 + RNG.standard_normal((2, 6)), RNG.standard_normal(6), RNG.standard_normal(6)),
         step=1e-4,
         name="offset",
+    ),
+    GradientCase(
+        add_layer_norm_vjp,
+        tuple(RNG.standard_normal(s) for s in ((2, 3, 5), (2, 3, 5), (5,), (5,))),
+        {"eps": 1e-3},
+        method="complex",
     ),
 ]
 
@@ -117,3 +130,20 @@ def test_invariances_are_those_of_the_paper(seed):
 def test_invariance_report_needs_a_generator():
     with pytest.raises(TypeError, match="rng: expected a numpy.random.Generator"):
         invariance_report(0)
+
+
+def test_a_sum_is_normalized_like_any_input():
+    x, residual = RNG.standard_normal((2, 4, 6))
+    gain, bias = RNG.standard_normal((2, 6))
+    np.testing.assert_array_equal(add_layer_norm(x, residual, gain, bias), layer_norm(x + residual, gain, bias))
+    y, pullback = add_layer_norm_vjp(x, residual, gain, bias)
+    dx, dresidual, *_ = pullback(y)
+    assert dx is dresidual
+
+
+def test_a_sum_of_two_shapes_or_dtypes_is_refused():
+    one = np.ones(3)
+    with pytest.raises(ValueError, match=r"residual: expected shape \(2, 3\), got \(3,\)"):
+        add_layer_norm(np.ones((2, 3)), one, one, one)
+    with pytest.raises(TypeError, match="residual: expected dtype float64 like x, got float32"):
+        add_layer_norm(one, one.astype(np.float32), one, one)

@@ -136,6 +136,19 @@ def cases():
             options=options,
             cotangent=g.astype(dtype),
         )
+        tensors = [torch.tensor(a.astype(np.float64), requires_grad=True) for a in (x, g, gain, bias)]
+        value = torch.nn.functional.rms_norm(tensors[0] + tensors[1], (9,), tensors[2], eps=1e-3) + tensors[3]
+        value.backward(torch.tensor(g.astype(np.float64)))
+        add(
+            "add_rms_norm",
+            f"{label}, gain and bias",
+            (args[0], g.astype(dtype), *args[1:]),
+            tuple(t.grad.numpy() for t in tensors),
+            limit,
+            TORCH,
+            options=options,
+            cotangent=g.astype(dtype),
+        )
         tensors = [torch.tensor(a.astype(np.float64), requires_grad=True) for a in (x, gain)]
         torch.nn.functional.rms_norm(tensors[0], (9,), tensors[1], eps=1e-3).backward(
             torch.tensor(g.astype(np.float64))

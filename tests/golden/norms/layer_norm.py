@@ -99,4 +99,25 @@ def cases():
         }
         found.append(GoldenCase(**common, expected=value.detach().numpy()))
         found.append(GoldenCase(**common, cotangent=cotangent, expected=tuple(t.grad.numpy() for t in tensors)))
-    return found
+    return found + sums(rng)
+
+
+def sums(rng):
+    x, residual, cotangent = rng.standard_normal((3, 4, 19))
+    gain, bias = rng.standard_normal((2, 19))
+    tensors = [torch.tensor(a, requires_grad=True) for a in (x, residual, gain, bias)]
+    value = torch.nn.functional.layer_norm(tensors[0] + tensors[1], (19,), *tensors[2:], eps=1e-3)
+    value.backward(torch.tensor(cotangent))
+    common = {
+        "function": "norms.add_layer_norm",
+        "name": "sum of two arrays",
+        "args": (x, residual, gain, bias),
+        "options": {"eps": 1e-3},
+        "tolerance": Tolerance(1e-13, "relative_of_largest"),
+        "source": f"torch {torch.__version__.split('+')[0]}, float64",
+    }
+    gradients = tuple(t.grad.numpy() for t in tensors)
+    return [
+        GoldenCase(**common, expected=value.detach().numpy()),
+        GoldenCase(**common, cotangent=cotangent, expected=gradients),
+    ]
