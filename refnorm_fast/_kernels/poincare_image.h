@@ -24,7 +24,12 @@ typedef struct {
  * offset_k = sinh(b_k), power_k = 2 |z_k|. T is the type of the images, R that of the arithmetic. */
 #define RN_POINCARE_CONV(T, R, suffix)                                                                                     \
     int (*conv2d_##suffix)(const rn_poincare_conv *call, const T *x, const R *weight, const R *slope, const R *offset,  \
-                           const R *power, T *out);
+                           const R *power, T *out);                                                                     \
+    /* Its pullback, with cosh_bias_k = cosh(b_k): cotangents of the pixels, and sums over all windows:                 \
+     * (channels * rows * columns, outputs) for the weight without what its columns' lengths add, outputs for these,    \
+     * outputs for the biases over 2 sqrt(c), then <dx, x> and <dy, y>. */                                              \
+    int (*conv2d_back_##suffix)(const rn_poincare_conv *call, const T *x, const R *weight, const R *slope,             \
+                                const R *offset, const R *power, const R *cosh_bias, const T *dy, T *dx, double *sums);
 
 /* Points as pixels: x is (images, channels, area). */
 typedef struct {

@@ -11,12 +11,20 @@ from refnorm_fast.poincare._core import (
     mobius_add,
     project_ball,
 )
-from refnorm_fast.poincare._image import avg_pool2d, conv2d, midpoint, midpoint_batch_norm, midpoint_statistics
+from refnorm_fast.poincare._image import (
+    avg_pool2d,
+    conv2d,
+    conv2d_vjp,
+    midpoint,
+    midpoint_batch_norm,
+    midpoint_statistics,
+)
 from refnorm_fast.poincare._resnet import poincare_resnet
 
 __all__ = [
     "avg_pool2d",
     "conv2d",
+    "conv2d_vjp",
     "dist",
     "dist_sq",
     "exp0",

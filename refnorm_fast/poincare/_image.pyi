@@ -1,4 +1,4 @@
-from refnorm._typing import AnyArray, Array, F
+from refnorm._typing import AnyArray, Array, F, Pullback
 
 def conv2d(
     x: Array[F],
@@ -13,6 +13,18 @@ def conv2d(
     project: bool = True,
     out: Array[F] | None = None,
 ) -> Array[F]: ...
+def conv2d_vjp(
+    x: Array[F],
+    weight: Array[F],
+    bias: Array[F],
+    curvature: float | Array[F],
+    *,
+    kernel: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    check: bool = True,
+    project: bool = True,
+) -> tuple[Array[F], Pullback]: ...
 def midpoint(
     x: Array[F],
     curvature: float | Array[F],

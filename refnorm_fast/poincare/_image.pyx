@@ -45,6 +45,9 @@ cdef extern from "poincare_image.h":
         int (*conv2d_f32)(const rn_poincare_conv *, const float *, const float *, const float *, const float *, const float *, float *) nogil
         int (*conv2d_wide)(const rn_poincare_conv *, const float *, const double *, const double *, const double *, const double *, float *) nogil
         int (*conv2d_f64)(const rn_poincare_conv *, const double *, const double *, const double *, const double *, const double *, double *) nogil
+        int (*conv2d_back_f32)(const rn_poincare_conv *, const float *, const float *, const float *, const float *, const float *, const float *, const float *, float *, double *) nogil
+        int (*conv2d_back_wide)(const rn_poincare_conv *, const float *, const double *, const double *, const double *, const double *, const double *, const float *, float *, double *) nogil
+        int (*conv2d_back_f64)(const rn_poincare_conv *, const double *, const double *, const double *, const double *, const double *, const double *, const double *, double *, double *) nogil
     const rn_poincare_image_table *rn_poincare_image() nogil
 
 cdef extern from "poincare.h":
@@ -126,7 +129,7 @@ cdef bint _direct(out, tuple inputs):
 
 
 cdef tuple _planes(np.ndarray matrix, np.ndarray offsets, double c):
-    """Slopes, offsets and powers of a layer's hyperplanes, or None where the reference has to look at them."""
+    """Slopes, offsets, powers and the biases' cosh of a layer's hyperplanes, or None where the reference has to look at them."""
     cdef size_t depth = np.PyArray_DIM(matrix, 0), width = np.PyArray_DIM(matrix, 1)
     cdef np.ndarray squares = numpy.empty(width)
     cdef double *to = <double *> np.PyArray_DATA(squares)
@@ -143,7 +146,7 @@ cdef tuple _planes(np.ndarray matrix, np.ndarray offsets, double c):
         return None
     lengths = numpy.sqrt(squares)
     slope = numpy.divide(numpy.cosh(angle), lengths, out=numpy.zeros(width), where=lengths > 0)
-    return slope, numpy.sinh(angle), 2 * lengths
+    return slope, numpy.sinh(angle), 2 * lengths, numpy.cosh(angle)
 
 
 def conv2d(x, weight, bias, curvature, *, kernel, stride=1, padding=0, check=True, project=True, out=None):
@@ -154,60 +157,126 @@ def conv2d(x, weight, bias, curvature, *, kernel, stride=1, padding=0, check=Tru
     Patches of 24 entries and more are computed in float32 where the arrays are float32, with sums over pixels'
     coordinates in float64: relative to the reference, errors of a few units in the last place times the largest logit.
     """
-    cdef np.ndarray images = _float_array(x, "x")
-    cdef np.ndarray matrix = _float_array(weight, "weight")
-    cdef np.ndarray offsets = _float_array(bias, "bias")
-    cdef rn_poincare_conv call
-    cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
-    cdef double c = _curvature(curvature, single)
-    cdef tuple size = _pair(kernel, 1), step = _pair(stride, 1), pad = _pair(padding, 0)
+    cdef _Convolution layer = _Convolution.of(x, weight, bias, curvature, kernel, stride, padding, project)
+    if layer is None:
+        return _store(reference.conv2d(x, weight, bias, curvature, kernel=kernel, stride=stride, padding=padding, check=check,
+                                       project=project), out)
+    if out is not None:
+        _check_out(out, numpy.broadcast_to(numpy.empty(1, layer.images.dtype), layer.shape))
+    direct = _direct(out, (layer.images, layer.matrix, layer.offsets))
+    cdef np.ndarray y = out if direct else _empty(layer.shape, np.PyArray_TYPE(layer.images))
+    if layer.forward(y) and check:
+        return reference.conv2d(x, weight, bias, curvature, kernel=kernel, stride=stride, padding=padding, project=project)
+    return out if direct else _store(y, out)
+
+
+def conv2d_vjp(x, weight, bias, curvature, *, kernel, stride=1, padding=0, check=True, project=True):
+    """Poincaré convolution and its pullback; see :func:`refnorm.poincare.conv2d_vjp`.
+
+    Notes
+    -----
+    The pullback computes the products of the forward pass anew. Of the curvature's cotangent it knows
+    ``(<dx, x> + <dbias, bias> - <dy, y>) / (2 curvature)``, the layer having no other length: near the origin, where
+    these nearly cancel, it is accurate to the arrays' rounding of ``<dy, y>`` and not of itself.
+    """
+    cdef _Convolution layer = _Convolution.of(x, weight, bias, curvature, kernel, stride, padding, project)
 
     def fallback():
-        return _store(reference.conv2d(x, weight, bias, curvature, kernel=kernel, stride=stride, padding=padding,
-                                       check=check, project=project), out)
+        return reference.conv2d_vjp(x, weight, bias, curvature, kernel=kernel, stride=stride, padding=padding, check=check,
+                                    project=project)
 
-    if (c == 0 or size is None or step is None or pad is None or np.PyArray_NDIM(images) != 4 or 0 in (<object> images).shape[1:]
-            or np.PyArray_NDIM(matrix) != 2 or np.PyArray_NDIM(offsets) != 1 or np.PyArray_SIZE(matrix) == 0
-            or np.PyArray_TYPE(images) != np.PyArray_TYPE(matrix) or np.PyArray_TYPE(images) != np.PyArray_TYPE(offsets)
-            or np.PyArray_DIM(images, 1) * size[0] * size[1] != np.PyArray_DIM(matrix, 0)
-            or np.PyArray_DIM(matrix, 1) != np.PyArray_DIM(offsets, 0)
-            or np.PyArray_DIM(images, 2) + 2 * pad[0] < size[0] or np.PyArray_DIM(images, 3) + 2 * pad[1] < size[1]):
+    if layer is None:
         return fallback()
-    images, matrix = _contiguous(images), _contiguous(matrix)
-    call.images, call.channels, call.height, call.width = (<object> images).shape
-    call.outputs = np.PyArray_DIM(matrix, 1)
-    call.rows, call.columns = size
-    call.down, call.across = step
-    call.top, call.left = pad
-    call.out_height = (call.height + 2 * call.top - call.rows) // call.down + 1
-    call.out_width = (call.width + 2 * call.left - call.columns) // call.across + 1
-    call.curvature = c
-    call.share = _share(np.PyArray_DIM(matrix, 0), call.channels)
-    call.margin = reference._ball.PROJECTION_MARGIN[images.dtype] if project else -1.0
+    # The caller may write to his arrays before he calls the pullback.
+    layer.images, layer.matrix, layer.offsets = (numpy.array(a) for a in (layer.images, layer.matrix, layer.offsets))
+    cdef np.ndarray y = _empty(layer.shape, np.PyArray_TYPE(layer.images))
+    if layer.forward(y) and check:
+        return fallback()
+    given = curvature.dtype if isinstance(curvature, (numpy.ndarray, numpy.generic)) else layer.images.dtype
+    return y, lambda dy: layer.backward(dy, given)
 
-    cdef tuple planes = _planes(matrix, offsets, c)
-    cdef tuple shape = (call.images, call.outputs, call.out_height, call.out_width)
-    if planes is None:
-        return fallback()
-    cdef bint wide = single and (np.PyArray_DIM(matrix, 0) < <np.npy_intp> SHORT or not all([numpy.abs(each).max() <= LARGEST_SLOPE for each in planes]))
-    if out is not None:
-        _check_out(out, numpy.broadcast_to(numpy.empty(1, images.dtype), shape))
-    cdef np.ndarray y = out if _direct(out, (images, matrix, offsets)) else _empty(shape, np.PyArray_TYPE(images))
-    cdef int failed = 0
-    if call.images:
-        failed = _convolve(&call, images, matrix, planes, y, wide)
-    if failed & MEMORY:
-        raise MemoryError("conv2d: no memory for a tile of rows")
-    if failed & OUTSIDE and check:
-        return fallback()
-    return out if y is out else _store(y, out)
+
+cdef np.ndarray _cotangent(dy, tuple shape, dtype):
+    array = numpy.asarray(dy)
+    _checks.shape(array, "cotangent", shape)
+    return _float_array(numpy.ascontiguousarray(array, dtype), "cotangent")
+
+
+cdef class _Convolution:
+    """The checked arguments of a convolution: contiguous arrays, and what a kernel call needs."""
+
+    cdef rn_poincare_conv call
+    cdef np.ndarray images, matrix, offsets
+    cdef tuple planes, shape
+    cdef bint wide
+
+    @staticmethod
+    cdef _Convolution of(x, weight, bias, curvature, kernel, stride, padding, bint project):
+        """None where the reference has to look at the arguments."""
+        cdef _Convolution self = _Convolution.__new__(_Convolution)
+        cdef np.ndarray images = _float_array(x, "x"), matrix = _float_array(weight, "weight"), offsets = _float_array(bias, "bias")
+        cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
+        cdef double c = _curvature(curvature, single)
+        cdef tuple size = _pair(kernel, 1), step = _pair(stride, 1), pad = _pair(padding, 0)
+        if (c == 0 or size is None or step is None or pad is None or np.PyArray_NDIM(images) != 4 or 0 in (<object> images).shape[1:]
+                or np.PyArray_NDIM(matrix) != 2 or np.PyArray_NDIM(offsets) != 1 or np.PyArray_SIZE(matrix) == 0
+                or np.PyArray_TYPE(images) != np.PyArray_TYPE(matrix) or np.PyArray_TYPE(images) != np.PyArray_TYPE(offsets)
+                or np.PyArray_DIM(images, 1) * size[0] * size[1] != np.PyArray_DIM(matrix, 0)
+                or np.PyArray_DIM(matrix, 1) != np.PyArray_DIM(offsets, 0)
+                or np.PyArray_DIM(images, 2) + 2 * pad[0] < size[0] or np.PyArray_DIM(images, 3) + 2 * pad[1] < size[1]):
+            return None
+        self.images, self.matrix, self.offsets = _contiguous(images), _contiguous(matrix), offsets
+        self.planes = _planes(self.matrix, offsets, c)
+        if self.planes is None:
+            return None
+        self.wide = single and (np.PyArray_DIM(matrix, 0) < <np.npy_intp> SHORT
+                                or not all([numpy.abs(each).max() <= LARGEST_SLOPE for each in self.planes]))
+        self.call.images, self.call.channels, self.call.height, self.call.width = (<object> images).shape
+        self.call.outputs = np.PyArray_DIM(matrix, 1)
+        self.call.rows, self.call.columns = size
+        self.call.down, self.call.across = step
+        self.call.top, self.call.left = pad
+        self.call.out_height = (self.call.height + 2 * self.call.top - self.call.rows) // self.call.down + 1
+        self.call.out_width = (self.call.width + 2 * self.call.left - self.call.columns) // self.call.across + 1
+        self.call.curvature = c
+        self.call.share = _share(np.PyArray_DIM(matrix, 0), self.call.channels)
+        self.call.margin = reference._ball.PROJECTION_MARGIN[images.dtype] if project else -1.0
+        self.shape = (self.call.images, self.call.outputs, self.call.out_height, self.call.out_width)
+        return self
+
+    cdef bint forward(self, np.ndarray y) except -1:
+        """Fill in the result; return whether a point lies outside."""
+        cdef int failed = 0
+        if self.call.images:
+            failed = _convolve(&self.call, self.images, self.matrix, self.planes, y, self.wide)
+        if failed & MEMORY:
+            raise MemoryError("conv2d: no memory for a tile of rows")
+        return failed & OUTSIDE
+
+    cdef backward(self, dy, curvature_dtype):
+        """Cotangents of image, weight, bias and curvature."""
+        cdef np.ndarray g = _cotangent(dy, self.shape, self.images.dtype), dx = _fresh(self.images)
+        cdef size_t depth = np.PyArray_DIM(self.matrix, 0), width = self.call.outputs
+        cdef np.ndarray sums = numpy.zeros((depth + 2) * width + 2)
+        if self.call.images and _convolve_back(&self.call, self.images, self.matrix, self.planes, g, dx, sums, self.wide):
+            raise MemoryError("conv2d: no memory for a tile of rows")
+        lengths = self.planes[2] / 2
+        present = lengths > 0
+        units = numpy.divide(self.matrix, lengths, out=numpy.zeros((depth, width)), where=present)
+        turned = sums[: depth * width].reshape(depth, width) * present
+        grown, biases = sums[depth * width : (depth + 2) * width].reshape(2, width)
+        dweight = turned + (grown - (turned * units).sum(axis=0)) * units
+        dbias = 2 * numpy.sqrt(self.call.curvature) * biases
+        dcurvature = (sums[(depth + 2) * width] + numpy.dot(dbias, self.offsets) - sums[(depth + 2) * width + 1]) / (2 * self.call.curvature)
+        dtype = self.images.dtype
+        return dx, dweight.astype(dtype), dbias.astype(dtype), numpy.asarray(dcurvature, curvature_dtype)
 
 
 cdef int _convolve(const rn_poincare_conv *call, np.ndarray images, np.ndarray matrix, tuple planes, np.ndarray y, bint wide):
     cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
     cdef object dtype = numpy.float32 if single and not wide else numpy.float64
     cdef np.ndarray slope, offset, power
-    slope, offset, power = (each.astype(dtype, copy=False) for each in planes)
+    slope, offset, power = (each.astype(dtype, copy=False) for each in planes[:3])
     matrix = (<object> matrix).astype(dtype, copy=False)
     cdef void *source = np.PyArray_DATA(images)
     cdef void *of = np.PyArray_DATA(matrix)
@@ -224,6 +293,33 @@ cdef int _convolve(const rn_poincare_conv *call, np.ndarray images, np.ndarray m
             failed = table.conv2d_wide(call, <const float *> source, <const double *> of, <const double *> a, <const double *> b, <const double *> e, <float *> to)
         else:
             failed = table.conv2d_f32(call, <const float *> source, <const float *> of, <const float *> a, <const float *> b, <const float *> e, <float *> to)
+    return failed
+
+
+cdef int _convolve_back(const rn_poincare_conv *call, np.ndarray images, np.ndarray matrix, tuple planes, np.ndarray g, np.ndarray dx, np.ndarray sums, bint wide):
+    cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
+    cdef object dtype = numpy.float32 if single and not wide else numpy.float64
+    cdef np.ndarray slope, offset, power, cosh
+    slope, offset, power, cosh = (each.astype(dtype, copy=False) for each in planes)
+    matrix = (<object> matrix).astype(dtype, copy=False)
+    cdef void *source = np.PyArray_DATA(images)
+    cdef void *of = np.PyArray_DATA(matrix)
+    cdef void *a = np.PyArray_DATA(slope)
+    cdef void *b = np.PyArray_DATA(offset)
+    cdef void *e = np.PyArray_DATA(power)
+    cdef void *f = np.PyArray_DATA(cosh)
+    cdef void *given = np.PyArray_DATA(g)
+    cdef void *to = np.PyArray_DATA(dx)
+    cdef double *total = <double *> np.PyArray_DATA(sums)
+    cdef const rn_poincare_image_table *table = rn_poincare_image()
+    cdef int failed
+    with nogil:
+        if not single:
+            failed = table.conv2d_back_f64(call, <const double *> source, <const double *> of, <const double *> a, <const double *> b, <const double *> e, <const double *> f, <const double *> given, <double *> to, total)
+        elif wide:
+            failed = table.conv2d_back_wide(call, <const float *> source, <const double *> of, <const double *> a, <const double *> b, <const double *> e, <const double *> f, <const float *> given, <float *> to, total)
+        else:
+            failed = table.conv2d_back_f32(call, <const float *> source, <const float *> of, <const float *> a, <const float *> b, <const float *> e, <const float *> f, <const float *> given, <float *> to, total)
     return failed
 
 

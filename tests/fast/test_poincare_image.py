@@ -154,6 +154,58 @@ def test_conv2d_up_to_the_boundary(
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_conv2d_pullback(window: str, dtype: Any) -> None:
+    options = WINDOWS[window]
+    rng = np.random.default_rng(12)
+    for shape, outputs, reach in (((2, 3, 9, 7), 5, 0.9), ((1, 10, 4, 21), 13, 0.9), ((3, 5, 17, 5), 9, 0.99)):
+        for project in (True, False):
+            x = pixels(rng, shape, dtype, 0.3, reach)
+            weight, bias = layer(rng, entries_of(options, shape[1]), outputs, dtype, 0.3)
+            weight[:, 1] = 0
+            arguments: tuple[Any, ...] = x, weight, bias, np.array(0.3)
+            y, back = fast.conv2d_vjp(*arguments, project=project, **options)
+            expected, reference_back = reference.conv2d_vjp(*arguments, project=project, **options)
+            agree(y, expected, 20)
+            g = np.asarray(rng.standard_normal(y.shape), dtype)
+            # The caller's arrays are his own again.
+            kept = [a.copy() for a in arguments[:3]]
+            for a in arguments[:3]:
+                a[...] = 0
+            for actual, wanted in zip(back(g)[:3], reference_back(g)[:3], strict=True):
+                agree(actual, wanted, 60 if reach == 0.9 else 1000)
+            again = back(g)
+            for actual, wanted in zip(again, back(g), strict=True):
+                np.testing.assert_array_equal(actual, wanted)
+            # Nearly equal sums of <dx, x> and <dy, y> are subtracted.
+            size = float(np.abs(g * y).sum() + np.abs(again[0] * kept[0]).sum()) / 0.3
+            assert again[3].dtype == np.float64
+            np.testing.assert_allclose(again[3], reference_back(g)[3], rtol=0, atol=8 * np.finfo(dtype).eps * size)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_conv2d_pullback_of_any_size(dtype: Any) -> None:
+    rng = np.random.default_rng(13)
+    for channels in (1, 3, 40):
+        for outputs in range(1, 27, 5):
+            for width in (1, 5, 16, 37):
+                x = pixels(rng, (2, channels, 2, width), dtype, 1.0)
+                weight, bias = layer(rng, 3 * channels, outputs, dtype, 1.0)
+                options: dict[str, Any] = {"kernel": (1, 3), "padding": (0, 1)}
+                _, back = fast.conv2d_vjp(x, weight, bias, 1.0, **options)
+                y, reference_back = reference.conv2d_vjp(x, weight, bias, 1.0, **options)
+                g = np.asarray(rng.standard_normal(y.shape), dtype)
+                for actual, wanted in zip(back(g)[:3], reference_back(g)[:3], strict=True):
+                    agree(actual, wanted, 100)
+    large = fast.conv2d_vjp(x, (50 * weight).astype(dtype), bias, 1.0, **options)[1](g)
+    wanted = reference.conv2d_vjp(x, (50 * weight).astype(dtype), bias, 1.0, **options)[1](g)
+    agree(large[0], wanted[0], 3000)
+    agree(large[1], wanted[1], 3000)
+
+
+@pytest.mark.usefixtures("isa")
 def test_golden_values_on_every_level() -> None:
     functions = {f"poincare.{name}": getattr(fast, name) for name in fast.__all__}
     for method in (
@@ -475,6 +527,9 @@ W, B = np.full((27, 2), 0.1), np.zeros(2)
         lambda room: room.conv2d(X, W, B, 1.0, kernel=3, stride=0),
         lambda room: room.conv2d(X, W, B, 1.0, kernel=3, padding=-1),
         lambda room: room.conv2d(X[:, :, :2], W, B, 1.0, kernel=3),
+        lambda room: room.conv2d_vjp(10 * X, W, B, 1.0, kernel=3),
+        lambda room: room.conv2d_vjp(X, W[:-1], B, 1.0, kernel=3),
+        lambda room: room.conv2d_vjp(X, W, B, 1.0, kernel=3)[1](X),
         lambda room: room.midpoint(X[0, 0, 0], 1.0),
         lambda room: room.midpoint(X.astype(int), 1.0),
         lambda room: room.midpoint(X[:, :, :0], 1.0),
@@ -537,7 +592,15 @@ def test_numpy_integers_and_extreme_curvatures() -> None:
 
 def test_empty_batches() -> None:
     for room in (reference, fast):
-        assert room.conv2d(X[:0], W, B, 1.0, kernel=3).shape == (0, 2, 2, 2)
+        y, back = room.conv2d_vjp(X[:0], W, B, 1.0, kernel=3)
+        assert y.shape == room.conv2d(X[:0], W, B, 1.0, kernel=3).shape == (0, 2, 2, 2)
+        assert [part.shape for part in back(y)] == [(0, 3, 4, 4), (27, 2), (2,), ()]
+
+
+def gradients(x: AnyArray, weight: AnyArray, bias: AnyArray) -> tuple[AnyArray, ...]:
+    y, back = fast.conv2d_vjp(x, weight, bias, 1.0, kernel=3, stride=2)
+    found: tuple[AnyArray, ...] = back(y)
+    return found
 
 
 def test_result_does_not_depend_on_the_number_of_threads() -> None:
@@ -551,6 +614,7 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
                 results.append(
                     (
                         fast.conv2d(x, weight, bias, 1.0, kernel=3, padding=1),
+                        *gradients(x, weight, bias),
                         fast.midpoint_batch_norm(x, bias[:8], np.array(1, np.float32), 1.0),
                         fast.avg_pool2d(x, 1.0, size=3),
                         *fast.midpoint_statistics(x, 1.0),
