@@ -31,10 +31,11 @@ typedef struct {
     int (*conv2d_back_##suffix)(const rn_poincare_conv *call, const T *x, const R *weight, const R *slope,             \
                                 const R *offset, const R *power, const R *cosh_bias, const T *dy, T *dx, double *sums);
 
-/* Points as pixels: x is (images, channels, area). */
+/* Points as pixels: x is (images, channels, area), or with by_rows (images, area, channels). */
 typedef struct {
     size_t images, channels, area;
     double curvature;
+    int by_rows; /* for midpoints only */
 } rn_poincare_pixels;
 
 /* The midpoint of a set of points, its gap, and what the derivation of it needs. */
@@ -55,6 +56,9 @@ typedef struct {
      * distance, for equal weights. */                                                                                  \
     int (*midpoint_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,              \
                              rn_poincare_midpoint *result);                                                             \
+    /* The same for many sets of this size that lie end to end. */                                                      \
+    int (*midpoints_##suffix)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights,              \
+                              double *middles, double *gaps);                                                          \
     int (*normalize_##suffix)(const rn_poincare_pixels *pixels, const T *x, const rn_poincare_normalization *to, T *y); \
     /* relu of x, kept within the margin, or without margin x (+) y where y is not NULL. */                             \
     int (*point_wise_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *y, double margin, T *z);          \

@@ -102,28 +102,42 @@ typedef struct {
 
 static N(block) N(block_at)(const N(point_set) *set, size_t index) {
     size_t image = index / set->each, first = index % set->each * BLOCK_PIXELS, area = set->pixels->area;
-    size_t padded = (area + VF64 - 1) / VF64 * VF64;
-    return (N(block)){set->x + image * set->pixels->channels * area + first,
+    size_t padded = (area + VF64 - 1) / VF64 * VF64, step = set->pixels->by_rows ? set->pixels->channels : 1;
+    return (N(block)){set->x + image * set->pixels->channels * area + first * step,
                       set->weights ? set->weights + image * area + first : NULL, set->mass + image * padded + first,
                       area - first < BLOCK_PIXELS ? area - first : BLOCK_PIXELS};
 }
 
+/* Gaps of a block's points, in the place of their masses; returns whether a point lies outside. */
+static int N(block_gaps)(const N(point_set) *set, N(block) block) {
+    const rn_poincare_pixels *pixels = set->pixels;
+    int outside = 0;
+    if (pixels->by_rows) {
+        outside = rn_poincare()->N(gaps)(block.x, pixels->channels, block.mass, block.count, pixels->channels, pixels->curvature);
+        for (size_t p = block.count; p % VF64; p++) block.mass[p] = 1;
+        return outside;
+    }
+    for (size_t p = 0; p < block.count; p += VF64) {
+        vf64 square, gap = N(gap_lanes)(block.x + p, pixels->channels, pixels->area, pixels->curvature, block.count - p, &square);
+        outside |= vi64_any((vi64)(gap <= 0.0));
+        vf64_store(block.mass + p, gap);
+    }
+    return outside;
+}
+
 /* Masses of a block, the sums of them and of the weights, and the largest; returns whether a point lies outside. */
 static int N(weigh)(const N(point_set) *set, N(block) block, double *sums) {
-    const rn_poincare_pixels *pixels = set->pixels;
-    vf64 total = {0}, weights = {0}, largest = {0}, square;
-    int outside = 0;
+    vf64 total = {0}, weights = {0}, largest = {0};
+    int outside = N(block_gaps)(set, block);
     for (size_t p = 0; p < block.count; p += VF64) {
         size_t count = block.count - p;
-        vf64 gap = N(gap_lanes)(block.x + p, pixels->channels, pixels->area, pixels->curvature, count, &square);
         vf64 weight = vf64_set(1.0);
         if (block.weights)
             weight = N(load_pixels)(block.weights + p, count);
         else
             for (size_t i = count; i < VF64; i++) weight[i] = 0;
-        vf64 mass = weight / gap, size = vf64_abs(mass);
+        vf64 mass = weight / vf64_load(block.mass + p), size = vf64_abs(mass);
         vf64_store(block.mass + p, mass);
-        outside |= vi64_any((vi64)(gap <= 0.0));
         total += size;
         weights += vf64_abs(weight);
         largest = vf64_max(size, largest);
@@ -134,8 +148,42 @@ static int N(weigh)(const N(point_set) *set, N(block) block, double *sums) {
     return outside;
 }
 
+/* drift() and scatter() of points that are rows: `sums` gets a channel each, or their total. */
+static void N(drift_rows)(const N(point_set) *set, N(block) block, const double *reference, double *sums) {
+    size_t channels = set->pixels->channels;
+    for (size_t k = 0; k < channels; k += VF64) {
+        size_t count = channels - k;
+        vf64 from = {0}, sum = {0};
+        for (size_t i = 0; i < VF64 && i < count; i++) from[i] = reference[k + i];
+        for (size_t p = 0; p < block.count; p++) {
+            double mass = block.mass[p], sign = mass < 0 ? -1 : 1;
+            sum = vf64_fma(vf64_set(fabs(mass)), N(load_pixels)(block.x + p * channels + k, count) * sign - from, sum);
+        }
+        for (size_t i = 0; i < VF64 && i < count; i++) sums[k + i] = sum[i];
+    }
+}
+static double N(scatter_rows)(const N(point_set) *set, N(block) block, const double *reference, const double *drift) {
+    size_t channels = set->pixels->channels;
+    vf64 total = {0};
+    for (size_t k = 0; k < channels; k += VF64) {
+        size_t count = channels - k;
+        vf64 from = {0}, by = {0};
+        for (size_t i = 0; i < VF64 && i < count; i++) from[i] = reference[k + i], by[i] = drift[k + i];
+        for (size_t p = 0; p < block.count; p++) {
+            double mass = block.mass[p], sign = mass < 0 ? -1 : 1;
+            vf64 offset = (N(load_pixels)(block.x + p * channels + k, count) * sign - from) - by;
+            total = vf64_fma(offset * offset, vf64_set(fabs(mass)), total);
+        }
+    }
+    return vf64_sum(total);
+}
+
 /* Sums of mass (point - reference), a channel each. A negative weight is a positive one at the opposite point. */
 static void N(drift)(const N(point_set) *set, N(block) block, const double *reference, double *sums) {
+    if (set->pixels->by_rows) {
+        N(drift_rows)(set, block, reference, sums);
+        return;
+    }
     for (size_t k = 0; k < set->pixels->channels; k++) {
         const T *x = block.x + k * set->pixels->area;
         vf64 from = vf64_set(reference[k]), sum = {0};
@@ -151,6 +199,7 @@ static void N(drift)(const N(point_set) *set, N(block) block, const double *refe
 /* The sum of mass |point - mean|^2 with mean = reference + drift: differences from the reference are exact where points
  * differ in their last digits only, and the sum of reference and drift need not be rounded. */
 static double N(scatter)(const N(point_set) *set, N(block) block, const double *reference, const double *drift) {
+    if (set->pixels->by_rows) return N(scatter_rows)(set, block, reference, drift);
     size_t stride = set->pixels->area;
     vf64 sum = {0};
     for (size_t p = 0; p < block.count; p += VF64) {
@@ -184,13 +233,14 @@ static void N(heaviest)(const N(point_set) *set, const double *sums, double *poi
         if (sums[3 * i + 2] > sums[3 * best + 2]) best = i;
     N(block) block = N(block_at)(set, best);
     while (at + 1 < block.count && fabs(block.mass[at]) != sums[3 * best + 2]) at++;
-    for (size_t k = 0; k < set->pixels->channels; k++)
-        point[k] = block.mass[at] < 0 ? -(double)block.x[k * set->pixels->area + at] : (double)block.x[k * set->pixels->area + at];
+    size_t channels = set->pixels->channels, stride = set->pixels->by_rows ? 1 : set->pixels->area;
+    const T *x = block.x + at * (set->pixels->by_rows ? channels : 1);
+    for (size_t k = 0; k < channels; k++) point[k] = block.mass[at] < 0 ? -(double)x[k * stride] : (double)x[k * stride];
 }
 
 /* In the reference's terms: masses a_i, W, S, mean and V, then 2S/E mean with E = 2S - W + sqrt(W^2 + 4cSV). */
-static int N(midpoint)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,
-                       rn_poincare_midpoint *result) {
+static int N(midpoint_of)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance, int threads,
+                          rn_poincare_midpoint *result) {
     size_t channels = pixels->channels, each = (pixels->area + BLOCK_PIXELS - 1) / BLOCK_PIXELS, blocks = each * pixels->images;
     size_t padded = (pixels->area + VF64 - 1) / VF64 * VF64, width = channels > 3 ? channels : 3;
     size_t bytes = (pixels->images * padded + blocks * width + channels) * sizeof(double);
@@ -198,7 +248,7 @@ static int N(midpoint)(const rn_poincare_pixels *pixels, const T *x, const T *we
     if (mass == NULL) return RN_POINCARE_MEMORY;
     double *sums = mass + pixels->images * padded, *drift = sums + blocks * width, *middle = result->middle;
     N(point_set) set = {pixels, x, weights, mass, each, blocks};
-    int threads = rn_threads(blocks, (double)(pixels->images * pixels->area) * (3.0 + 0.5 * (double)channels)), outside = 0;
+    int outside = 0;
 #define EACH_BLOCK(...)                                                      \
     RN_PARALLEL(threads) {                                                   \
         RN_SHARE(blocks, first, last);                                       \
@@ -235,6 +285,32 @@ static int N(midpoint)(const rn_poincare_pixels *pixels, const T *x, const T *we
     if (bytes > KEPT_BYTES) rn_block_free(mass);
     return outside ? RN_POINCARE_OUTSIDE : 0;
 }
+
+#define MIDPOINT_COST(pixels) ((double)((pixels)->images * (pixels)->area) * (3.0 + 0.5 * (double)(pixels)->channels))
+static int N(midpoint)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,
+                       rn_poincare_midpoint *result) {
+    int threads = rn_threads(pixels->images * pixels->area / BLOCK_PIXELS + 1, MIDPOINT_COST(pixels));
+    return N(midpoint_of)(pixels, x, weights, variance, threads, result);
+}
+
+static int N(midpoints)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights, double *middles,
+                        double *gaps) {
+    size_t points = pixels->images * pixels->area;
+    int across = rn_threads(sets, (double)sets * MIDPOINT_COST(pixels)), result = 0;
+    int within = across > 1 ? 1 : rn_threads(points / BLOCK_PIXELS + 1, MIDPOINT_COST(pixels));
+    RN_PARALLEL(across) {
+        RN_SHARE(sets, first, last);
+        int mine = 0;
+        for (size_t i = first; i < last; i++) {
+            rn_poincare_midpoint to = {.middle = middles + i * pixels->channels};
+            mine |= N(midpoint_of)(pixels, x + i * points * pixels->channels, weights ? weights + i * points : NULL, 0, within, &to);
+            gaps[i] = to.gap;
+        }
+        if (mine) __atomic_fetch_or(&result, mine, __ATOMIC_RELAXED);
+    }
+    return result;
+}
+#undef MIDPOINT_COST
 
 /* ---- batch normalization -------------------------------------------------------------------------------------------- */
 

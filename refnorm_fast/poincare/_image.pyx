@@ -23,6 +23,7 @@ cdef extern from "poincare_image.h":
     ctypedef struct rn_poincare_pixels:
         size_t images, channels, area
         double curvature
+        int by_rows
 
     ctypedef struct rn_poincare_midpoint:
         double *middle
@@ -36,6 +37,8 @@ cdef extern from "poincare_image.h":
     ctypedef struct rn_poincare_image_table:
         int (*midpoint_f32)(const rn_poincare_pixels *, const float *, const float *, int, rn_poincare_midpoint *) nogil
         int (*midpoint_f64)(const rn_poincare_pixels *, const double *, const double *, int, rn_poincare_midpoint *) nogil
+        int (*midpoints_f32)(const rn_poincare_pixels *, size_t, const float *, const float *, double *, double *) nogil
+        int (*midpoints_f64)(const rn_poincare_pixels *, size_t, const double *, const double *, double *, double *) nogil
         int (*normalize_f32)(const rn_poincare_pixels *, const float *, const rn_poincare_normalization *, float *) nogil
         int (*normalize_f64)(const rn_poincare_pixels *, const double *, const rn_poincare_normalization *, double *) nogil
         int (*point_wise_f32)(const rn_poincare_pixels *, const float *, const float *, double, float *) nogil
@@ -330,6 +333,7 @@ cdef np.ndarray _pixels_first(np.ndarray x):
 
 cdef np.ndarray _images_of(np.ndarray x, rn_poincare_pixels *pixels):
     """Points (N, C) or (N, C, H, W) as images of pixels; the former as one image (C, N)."""
+    pixels.by_rows = 0
     if np.PyArray_NDIM(x) == 2:
         pixels.images, pixels.channels, pixels.area = 1, np.PyArray_DIM(x, 1), np.PyArray_DIM(x, 0)
         return _pixels_first(x)
@@ -338,21 +342,34 @@ cdef np.ndarray _images_of(np.ndarray x, rn_poincare_pixels *pixels):
     return _contiguous(x)
 
 
-cdef int _gather(const rn_poincare_pixels *pixels, np.ndarray x, size_t at, np.ndarray weights, bint variance, rn_poincare_midpoint *to):
-    cdef const rn_poincare_image_table *table = rn_poincare_image()
-    cdef char *points = <char *> np.PyArray_DATA(x)
-    cdef char *of = NULL if weights is None else <char *> np.PyArray_DATA(weights)
+cdef int _gather(const rn_poincare_pixels *pixels, np.ndarray x, rn_poincare_midpoint *to):
+    """Midpoint and variance of all pixels."""
+    cdef void *points = np.PyArray_DATA(x)
     cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
-    cdef size_t item = np.PyArray_ITEMSIZE(x), count = pixels.images * pixels.area
     cdef int failed
-    points += at * count * pixels.channels * item
-    if of != NULL:
-        of += at * count * item
     with nogil:
         if single:
-            failed = table.midpoint_f32(pixels, <const float *> points, <const float *> of, variance, to)
+            failed = rn_poincare_image().midpoint_f32(pixels, <const float *> points, NULL, 1, to)
         else:
-            failed = table.midpoint_f64(pixels, <const double *> points, <const double *> of, variance, to)
+            failed = rn_poincare_image().midpoint_f64(pixels, <const double *> points, NULL, 1, to)
+    if failed & MEMORY:
+        raise MemoryError("midpoint_statistics: no memory for the points' masses")
+    return failed
+
+
+cdef int _gather_sets(const rn_poincare_pixels *pixels, size_t sets, np.ndarray x, np.ndarray weights, np.ndarray middles, np.ndarray gaps):
+    """Midpoints of sets of points."""
+    cdef void *points = np.PyArray_DATA(x)
+    cdef void *of = NULL if weights is None else np.PyArray_DATA(weights)
+    cdef double *to = <double *> np.PyArray_DATA(middles)
+    cdef double *beyond = <double *> np.PyArray_DATA(gaps)
+    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    cdef int failed
+    with nogil:
+        if single:
+            failed = rn_poincare_image().midpoints_f32(pixels, sets, <const float *> points, <const float *> of, to, beyond)
+        else:
+            failed = rn_poincare_image().midpoints_f64(pixels, sets, <const double *> points, <const double *> of, to, beyond)
     if failed & MEMORY:
         raise MemoryError("midpoint: no memory for the points' masses")
     return failed
@@ -370,12 +387,10 @@ def midpoint(x, curvature, weights=None, *, check=True, out=None):
     """Gyromidpoint; see :func:`refnorm.poincare.midpoint`. ``out`` takes the result."""
     cdef np.ndarray points = _float_array(x, "x")
     cdef np.ndarray of = None if weights is None else _float_array(weights, "weights")
-    cdef double c = _curvature(curvature, False), gap = 1
-    cdef int ndim = np.PyArray_NDIM(points), failed = 0
+    cdef double c = _curvature(curvature, False)
+    cdef int ndim = np.PyArray_NDIM(points)
     cdef rn_poincare_pixels pixels
-    cdef rn_poincare_midpoint to
-    cdef np.ndarray wide
-    cdef size_t i, sets
+    cdef np.ndarray wide, gaps
 
     def fallback():
         return _store(reference.midpoint(x, curvature, weights, check=check), out)
@@ -392,15 +407,11 @@ def midpoint(x, curvature, weights=None, *, check=True, out=None):
     if out is not None:
         _check_out(out, numpy.broadcast_to(numpy.empty(1, points.dtype), (<object> wide).shape))
     pixels.images, pixels.channels, pixels.area, pixels.curvature = 1, shape[ndim - 1], shape[ndim - 2], c
-    sets = np.PyArray_SIZE(wide) // pixels.channels
-    turned = _pixels_first(points)
-    for i in range(sets):
-        to.middle = <double *> np.PyArray_DATA(wide) + i * pixels.channels
-        failed |= _gather(&pixels, turned, i, of, False, &to)
-        gap = min(gap, to.gap)
-    if failed & OUTSIDE and check:
+    pixels.by_rows = 1
+    gaps = numpy.empty(np.PyArray_SIZE(wide) // shape[ndim - 1])
+    if gaps.size and _gather_sets(&pixels, gaps.size, _contiguous(points), of, wide, gaps) and check:
         return fallback()
-    return _store(_rounded(wide, gap, c, points.dtype), out)
+    return _store(_rounded(wide, gaps.min(initial=1.0), c, points.dtype), out)
 
 
 cdef _statistics(np.ndarray points, double c, np.ndarray middle, rn_poincare_pixels *pixels, rn_poincare_midpoint *to):
@@ -408,7 +419,7 @@ cdef _statistics(np.ndarray points, double c, np.ndarray middle, rn_poincare_pix
     images = _images_of(points, pixels)
     pixels.curvature = c
     to.middle = <double *> np.PyArray_DATA(middle)
-    return images, _gather(pixels, images, 0, None, True, to)
+    return images, _gather(pixels, images, to)
 
 
 cdef bint _is_batch(np.ndarray points) noexcept:
