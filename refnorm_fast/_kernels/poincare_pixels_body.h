@@ -249,14 +249,20 @@ static int N(midpoint_of)(const rn_poincare_pixels *pixels, const T *x, const T 
     double *sums = mass + pixels->images * padded, *drift = sums + blocks * width, *middle = result->middle;
     N(point_set) set = {pixels, x, weights, mass, each, blocks};
     int outside = 0;
-#define EACH_BLOCK(...)                                                      \
-    RN_PARALLEL(threads) {                                                   \
-        RN_SHARE(blocks, first, last);                                       \
-        for (size_t i = first; i < last; i++) {                              \
-            N(block) block = N(block_at)(&set, i);                           \
-            __VA_ARGS__                                                      \
-        }                                                                    \
+    /* Small sets come by the hundred: a parallel region of one thread would cost as much as their sums. */
+#define RUN_BLOCKS(first, last, ...)                 \
+    for (size_t i = first; i < last; i++) {          \
+        N(block) block = N(block_at)(&set, i);       \
+        __VA_ARGS__                                  \
     }
+#define EACH_BLOCK(...)                              \
+    if (threads > 1) {                               \
+        RN_PARALLEL(threads) {                       \
+            RN_SHARE(blocks, first, last);           \
+            RUN_BLOCKS(first, last, __VA_ARGS__)     \
+        }                                            \
+    } else                                           \
+        RUN_BLOCKS((size_t)0, blocks, __VA_ARGS__)
     EACH_BLOCK(if (N(weigh)(&set, block, sums + 3 * i)) __atomic_store_n(&outside, 1, __ATOMIC_RELAXED);)
     double total = 0, sum_weights = 0, distances = 0, scatter = 0;
     for (size_t i = 0; i < blocks; i++) {
@@ -282,6 +288,7 @@ static int N(midpoint_of)(const rn_poincare_pixels *pixels, const T *x, const T 
         result->variance = 4 / pixels->curvature * distances / (double)(pixels->images * pixels->area);
     }
 #undef EACH_BLOCK
+#undef RUN_BLOCKS
     if (bytes > KEPT_BYTES) rn_block_free(mass);
     return outside ? RN_POINCARE_OUTSIDE : 0;
 }
