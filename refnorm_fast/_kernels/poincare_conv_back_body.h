@@ -313,15 +313,14 @@ static double N(pull_log)(const rn_poincare_conv *call, const T *x, const N(back
     vf64 total = {0};
     for (size_t p = 0; p < area; p += VF64) {
         size_t count = area - p;
-        vf64 square, gap = PIXELS(gap_lanes)(x + p, call->channels, area, c, count, &square), product = {0};
-        vf64 s = vf64_sqrt(c * square), reach = vf64_arsinh(s / vf64_sqrt(gap));
-        vf64 scale = vf64_select((vi64)(s == 0.0), vf64_set(1.0), reach / s), along = vf64_load(tile->along_image + p);
-        along *= unit * scale;
+        vf64 square, gap = PIXELS(gap_lanes)(x + p, call->channels, area, c, count, &square), product = {0}, bend;
+        /* The cotangent of v is grad + along v, with v = unit scale x. */
+        vf64 along = vf64_load(tile->along_image + p) * unit * log_back_lanes(square, gap, c, product, &bend);
         for (size_t k = 0; k < call->channels; k++) {
             vf64 a = PIXELS(load_pixels)(x + k * area + p, count);
             product = vf64_fma(vf64_fma(a, along, N(load_grad)(tile->grad + k * area + p, count)), a, product);
         }
-        vf64 bend = vf64_select((vi64)(square == 0.0), vf64_set(0.0), (1.0 / gap - scale) / square * product);
+        vf64 scale = log_back_lanes(square, gap, c, product, &bend);
         vf64 of_x = unit * (scale * along + bend), of_grad = unit * scale;
         for (size_t k = 0; k < call->channels; k++) {
             vf64 a = PIXELS(load_pixels)(x + k * area + p, count);

@@ -56,14 +56,16 @@ typedef struct {
      * distance, for equal weights. */                                                                                  \
     int (*midpoint_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,              \
                              rn_poincare_midpoint *result);                                                             \
-    /* The same for many sets of this size that lie end to end. */                                                      \
+    /* The same for many sets of one image by rows each, which lie end to end. */                                        \
     int (*midpoints_##suffix)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights,              \
                               double *middles, double *gaps);                                                          \
     int (*normalize_##suffix)(const rn_poincare_pixels *pixels, const T *x, const rn_poincare_normalization *to, T *y); \
     /* relu of x, kept within the margin, or without margin x (+) y where y is not NULL. */                             \
     int (*point_wise_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *y, double margin, T *z);          \
     /* Windows of the call; its outputs, padding and share are not used. */                                             \
-    int (*avg_pool2d_##suffix)(const rn_poincare_conv *call, const T *x, T *y);
+    int (*avg_pool2d_##suffix)(const rn_poincare_conv *call, const T *x, T *y);                                        \
+    /* Its pullback, and <dx, x>, <dy, y> of every image. */                                                            \
+    int (*avg_pool2d_back_##suffix)(const rn_poincare_conv *call, const T *x, const T *dy, T *dx, double *results);
 
 typedef struct {
     RN_POINCARE_PIXELS(float, f32)

@@ -98,6 +98,7 @@ typedef struct {
     const T *x, *weights;
     double *mass;
     size_t each, blocks; /* blocks of an image and of all */
+    const double *gaps;  /* of all points, or NULL */
 } N(point_set);
 
 static N(block) N(block_at)(const N(point_set) *set, size_t index) {
@@ -112,6 +113,11 @@ static N(block) N(block_at)(const N(point_set) *set, size_t index) {
 static int N(block_gaps)(const N(point_set) *set, N(block) block) {
     const rn_poincare_pixels *pixels = set->pixels;
     int outside = 0;
+    if (set->gaps != NULL) {
+        memcpy(block.mass, set->gaps + (size_t)(block.mass - set->mass), block.count * sizeof(double));
+        for (size_t p = block.count; p % VF64; p++) block.mass[p] = 1;
+        return 0; /* whoever gave them knows */
+    }
     if (pixels->by_rows) {
         outside = rn_poincare()->N(gaps)(block.x, pixels->channels, block.mass, block.count, pixels->channels, pixels->curvature);
         for (size_t p = block.count; p % VF64; p++) block.mass[p] = 1;
@@ -240,14 +246,14 @@ static void N(heaviest)(const N(point_set) *set, const double *sums, double *poi
 
 /* In the reference's terms: masses a_i, W, S, mean and V, then 2S/E mean with E = 2S - W + sqrt(W^2 + 4cSV). */
 static int N(midpoint_of)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance, int threads,
-                          rn_poincare_midpoint *result) {
+                          const double *gaps, rn_poincare_midpoint *result) {
     size_t channels = pixels->channels, each = (pixels->area + BLOCK_PIXELS - 1) / BLOCK_PIXELS, blocks = each * pixels->images;
     size_t padded = (pixels->area + VF64 - 1) / VF64 * VF64, width = channels > 3 ? channels : 3;
     size_t bytes = (pixels->images * padded + blocks * width + channels) * sizeof(double);
     double *mass = bytes <= KEPT_BYTES ? rn_scratch(1, bytes) : rn_block_alloc(bytes);
     if (mass == NULL) return RN_POINCARE_MEMORY;
     double *sums = mass + pixels->images * padded, *drift = sums + blocks * width, *middle = result->middle;
-    N(point_set) set = {pixels, x, weights, mass, each, blocks};
+    N(point_set) set = {pixels, x, weights, mass, each, blocks, gaps};
     int outside = 0;
     /* Small sets come by the hundred: a parallel region of one thread would cost as much as their sums. */
 #define RUN_BLOCKS(first, last, ...)                 \
@@ -297,24 +303,30 @@ static int N(midpoint_of)(const rn_poincare_pixels *pixels, const T *x, const T 
 static int N(midpoint)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,
                        rn_poincare_midpoint *result) {
     int threads = rn_threads(pixels->images * pixels->area / BLOCK_PIXELS + 1, MIDPOINT_COST(pixels));
-    return N(midpoint_of)(pixels, x, weights, variance, threads, result);
+    return N(midpoint_of)(pixels, x, weights, variance, threads, NULL, result);
 }
 
 static int N(midpoints)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights, double *middles,
                         double *gaps) {
-    size_t points = pixels->images * pixels->area;
+    size_t points = pixels->area, channels = pixels->channels;
     int across = rn_threads(sets, (double)sets * MIDPOINT_COST(pixels)), result = 0;
     int within = across > 1 ? 1 : rn_threads(points / BLOCK_PIXELS + 1, MIDPOINT_COST(pixels));
+    /* The gaps of small sets at once, if that is less than a quarter of the points. */
+    double *all = sets > 1 && channels * sizeof(T) >= 4 * sizeof(double) ? rn_block_alloc(sets * points * sizeof *all) : NULL;
+    if (all != NULL && rn_poincare()->N(gaps)(x, channels, all, sets * points, channels, pixels->curvature))
+        result = RN_POINCARE_OUTSIDE;
     RN_PARALLEL(across) {
         RN_SHARE(sets, first, last);
         int mine = 0;
         for (size_t i = first; i < last; i++) {
-            rn_poincare_midpoint to = {.middle = middles + i * pixels->channels};
-            mine |= N(midpoint_of)(pixels, x + i * points * pixels->channels, weights ? weights + i * points : NULL, 0, within, &to);
+            rn_poincare_midpoint to = {.middle = middles + i * channels};
+            mine |= N(midpoint_of)(pixels, x + i * points * channels, weights ? weights + i * points : NULL, 0, within,
+                                   all ? all + i * points : NULL, &to);
             gaps[i] = to.gap;
         }
         if (mine) __atomic_fetch_or(&result, mine, __ATOMIC_RELAXED);
     }
+    rn_block_free(all);
     return result;
 }
 #undef MIDPOINT_COST
@@ -543,9 +555,10 @@ static void N(pool_points)(const rn_poincare_conv *call, const double *sums, T *
     }
 }
 
-static int N(pool_image)(const rn_poincare_conv *call, const T *x, double *factor, T *y) {
+/* Factors of the pixels' logarithms and the windows' sums of sqrt(c) log0; returns whether a pixel lies outside. */
+static int N(pool_sums)(const rn_poincare_conv *call, const T *x, double *factor, double *line, double *sums) {
     size_t area = call->height * call->width, out_area = call->out_height * call->out_width;
-    double root = sqrt(call->curvature), *line = factor + area + VF64, *sums = line + call->width;
+    double root = sqrt(call->curvature);
     int outside = 0;
     for (size_t p = 0; p < area; p += VF64) {
         vf64 square, gap = N(gap_lanes)(x + p, call->channels, area, call->curvature, area - p, &square);
@@ -554,8 +567,99 @@ static int N(pool_image)(const rn_poincare_conv *call, const T *x, double *facto
         outside |= vi64_any((vi64)(gap <= 0.0));
     }
     for (size_t k = 0; k < call->channels; k++) N(pool_channel)(call, x + k * area, factor, line, sums + k * out_area);
+    return outside;
+}
+
+static int N(pool_image)(const rn_poincare_conv *call, const T *x, double *factor, T *y) {
+    double *line = factor + call->height * call->width + VF64, *sums = line + call->width;
+    int outside = N(pool_sums)(call, x, factor, line, sums);
     N(pool_points)(call, sums, y);
     return outside;
+}
+
+/* Cotangents of the windows' sums in place of the sums; returns <dy, y>. */
+static double N(pool_points_back)(const rn_poincare_conv *call, const T *dy, double *sums) {
+    size_t area = call->out_height * call->out_width, channels = call->channels;
+    double root = sqrt(call->curvature), share = 1.0 / (double)(call->rows * call->columns), edge = 1 - call->margin;
+    vf64 total = {0};
+    for (size_t p = 0; p < area; p += VF64) {
+        size_t count = area - p;
+        vf64 square = {0}, product = {0}, decay;
+        for (size_t k = 0; k < channels; k++) {
+            vf64 v = load_sums(sums + k * area + p, count) * share;
+            square = vf64_fma(v, v, square);
+            product = vf64_fma(v, N(load_pixels)(dy + k * area + p, count), product);
+        }
+        /* y = tanh(s)/s v/sqrt(c): across v that is the derivative, along it sech^2, and nothing where it is projected. */
+        vf64 s = vf64_sqrt(square), reach = vf64_tanh(s, &decay), along = 4.0 * decay / ((1.0 + decay) * (1.0 + decay));
+        if (call->margin >= 0) {
+            vi64 beyond = (vi64)(reach > edge);
+            reach = vf64_select(beyond, vf64_set(edge), reach);
+            along = vf64_select(beyond, vf64_set(0.0), along);
+        }
+        vi64 zero = (vi64)(s == 0.0);
+        vf64 across = vf64_select(zero, vf64_set(1.0), reach / s);
+        vf64 turn = vf64_select(zero, vf64_set(0.0), (along - across) / square * product);
+        total += across * product / root;
+        for (size_t k = 0; k < channels; k++) {
+            vf64 v = load_sums(sums + k * area + p, count) * share, g = N(load_pixels)(dy + k * area + p, count);
+            store_sums(sums + k * area + p, count, (across * g + turn * v) * (share / root));
+        }
+    }
+    return vf64_sum(total);
+}
+
+/* grad += every window's cotangent at its pixels, for one channel. */
+static void N(unpool_channel)(const rn_poincare_conv *call, const double *sums, double *grad) {
+    for (size_t r = 0; r < call->out_height; r++)
+        for (size_t i = 0; i < call->rows; i++) {
+            double *to = grad + (r * call->down + i) * call->width;
+            for (size_t o = 0; o < call->out_width; o++)
+                for (size_t j = 0; j < call->columns; j++) to[o * call->across + j] += sums[r * call->out_width + o];
+        }
+}
+
+/* sums: <dx, x> and <dy, y>. */
+static void N(pool_image_back)(const rn_poincare_conv *call, const T *x, const T *dy, double *factor, T *dx, double *results) {
+    size_t area = call->height * call->width, out_area = call->out_height * call->out_width;
+    double root = sqrt(call->curvature), *line = factor + area + VF64, *sums = line + call->width;
+    double *grad = sums + call->channels * out_area;
+    N(pool_sums)(call, x, factor, line, sums);
+    results[1] += N(pool_points_back)(call, dy, sums);
+    memset(grad, 0, call->channels * area * sizeof *grad);
+    for (size_t k = 0; k < call->channels; k++) N(unpool_channel)(call, sums + k * out_area, grad + k * area);
+    vf64 total = {0};
+    for (size_t p = 0; p < area; p += VF64) {
+        size_t count = area - p;
+        vf64 square, gap = N(gap_lanes)(x + p, call->channels, area, call->curvature, count, &square), product = {0}, of_x;
+        for (size_t k = 0; k < call->channels; k++)
+            product = vf64_fma(N(load_pixels)(x + k * area + p, count), load_sums(grad + k * area + p, count), product);
+        vf64 of_grad = log_back_lanes(square, gap, call->curvature, product, &of_x);
+        for (size_t k = 0; k < call->channels; k++) {
+            vf64 a = N(load_pixels)(x + k * area + p, count);
+            vf64 result = root * (of_grad * load_sums(grad + k * area + p, count) + of_x * a);
+            N(store_pixels)(dx + k * area + p, count, result);
+            total = vf64_fma(result, a, total);
+        }
+    }
+    results[0] += vf64_sum(total);
+}
+
+/* results: <dx, x> and <dy, y> of every image. */
+static int N(avg_pool2d_back)(const rn_poincare_conv *call, const T *x, const T *dy, T *dx, double *results) {
+    size_t area = call->height * call->width, out_area = call->out_height * call->out_width;
+    size_t bytes = (area + call->width + call->channels * (area + out_area) + 2 * VF64) * sizeof(double);
+    double work = (double)(2 * area + out_area * call->rows * call->columns) * (double)call->channels;
+    int threads = rn_threads(call->images, 2 * (double)call->images * work), failed = 0;
+    RN_PARALLEL(threads) {
+        RN_SHARE(call->images, first, last);
+        double *room = rn_scratch(1, bytes);
+        if (room == NULL) __atomic_store_n(&failed, RN_POINCARE_MEMORY, __ATOMIC_RELAXED);
+        for (size_t i = first; i < last && room != NULL; i++)
+            N(pool_image_back)(call, x + i * call->channels * area, dy + i * call->channels * out_area, room,
+                               dx + i * call->channels * area, results + 2 * i);
+    }
+    return failed;
 }
 
 static int N(avg_pool2d)(const rn_poincare_conv *call, const T *x, T *y) {

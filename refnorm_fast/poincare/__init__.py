@@ -13,16 +13,18 @@ from refnorm_fast.poincare._core import (
 )
 from refnorm_fast.poincare._image import (
     avg_pool2d,
+    avg_pool2d_vjp,
     conv2d,
     conv2d_vjp,
     midpoint,
     midpoint_batch_norm,
     midpoint_statistics,
 )
-from refnorm_fast.poincare._resnet import poincare_resnet
+from refnorm_fast.poincare._resnet import poincare_resnet, poincare_resnet_vjp
 
 __all__ = [
     "avg_pool2d",
+    "avg_pool2d_vjp",
     "conv2d",
     "conv2d_vjp",
     "dist",
@@ -37,5 +39,6 @@ __all__ = [
     "midpoint_statistics",
     "mobius_add",
     "poincare_resnet",
+    "poincare_resnet_vjp",
     "project_ball",
 ]

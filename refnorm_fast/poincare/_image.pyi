@@ -59,6 +59,15 @@ def avg_pool2d(
     project: bool = True,
     out: Array[F] | None = None,
 ) -> Array[F]: ...
+def avg_pool2d_vjp(
+    x: Array[F],
+    curvature: float | Array[F],
+    *,
+    size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    check: bool = True,
+    project: bool = True,
+) -> tuple[Array[F], Pullback]: ...
 def relu_images(x: Array[F], curvature: float | Array[F]) -> Array[F]: ...
 def add_images(f: Array[F], skip: Array[F], curvature: float | Array[F], *, order: str = "fr") -> Array[F]: ...
 def normalize_images(

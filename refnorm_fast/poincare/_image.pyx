@@ -45,6 +45,8 @@ cdef extern from "poincare_image.h":
         int (*point_wise_f64)(const rn_poincare_pixels *, const double *, const double *, double, double *) nogil
         int (*avg_pool2d_f32)(const rn_poincare_conv *, const float *, float *) nogil
         int (*avg_pool2d_f64)(const rn_poincare_conv *, const double *, double *) nogil
+        int (*avg_pool2d_back_f32)(const rn_poincare_conv *, const float *, const float *, float *, double *) nogil
+        int (*avg_pool2d_back_f64)(const rn_poincare_conv *, const double *, const double *, double *, double *) nogil
         int (*conv2d_f32)(const rn_poincare_conv *, const float *, const float *, const float *, const float *, const float *, float *) nogil
         int (*conv2d_wide)(const rn_poincare_conv *, const float *, const double *, const double *, const double *, const double *, float *) nogil
         int (*conv2d_f64)(const rn_poincare_conv *, const double *, const double *, const double *, const double *, const double *, double *) nogil
@@ -539,45 +541,106 @@ cdef int _run_normalize(const rn_poincare_pixels *pixels, np.ndarray images, con
     return failed
 
 
+cdef class _Pooling:
+    """The checked arguments of average pooling."""
+
+    cdef rn_poincare_conv call
+    cdef np.ndarray images
+    cdef tuple shape
+
+    @staticmethod
+    cdef _Pooling of(x, curvature, size, stride, bint project):
+        """None where the reference has to look at the arguments."""
+        cdef _Pooling self = _Pooling.__new__(_Pooling)
+        cdef np.ndarray images = _float_array(x, "x")
+        cdef double c = _curvature(curvature, False)
+        cdef tuple window = _pair(size, 1), step = window if stride is None else _pair(stride, 1)
+        if (c == 0 or window is None or step is None or np.PyArray_NDIM(images) != 4 or 0 in (<object> images).shape[1:]
+                or np.PyArray_DIM(images, 2) < window[0] or np.PyArray_DIM(images, 3) < window[1]):
+            return None
+        self.images = _contiguous(images)
+        self.call.images, self.call.channels, self.call.height, self.call.width = (<object> images).shape
+        self.call.rows, self.call.columns = window
+        self.call.down, self.call.across = step
+        self.call.out_height = (self.call.height - self.call.rows) // self.call.down + 1
+        self.call.out_width = (self.call.width - self.call.columns) // self.call.across + 1
+        self.call.curvature = c
+        self.call.margin = reference._ball.PROJECTION_MARGIN[images.dtype] if project else -1.0
+        self.shape = (self.call.images, self.call.channels, self.call.out_height, self.call.out_width)
+        return self
+
+    cdef bint forward(self, np.ndarray y) except -1:
+        """Fill in the result; return whether a point lies outside."""
+        cdef void *source = np.PyArray_DATA(self.images)
+        cdef void *to = np.PyArray_DATA(y)
+        cdef bint single = np.PyArray_TYPE(y) == np.NPY_FLOAT
+        cdef const rn_poincare_conv *call = &self.call
+        cdef int failed
+        with nogil:
+            if single:
+                failed = rn_poincare_image().avg_pool2d_f32(call, <const float *> source, <float *> to)
+            else:
+                failed = rn_poincare_image().avg_pool2d_f64(call, <const double *> source, <double *> to)
+        if failed & MEMORY:
+            raise MemoryError("avg_pool2d: no memory for the logarithms of an image")
+        return failed & OUTSIDE
+
+    cdef backward(self, dy, curvature_dtype):
+        """Cotangents of images and curvature."""
+        cdef np.ndarray g = _cotangent(dy, self.shape, self.images.dtype), dx = _fresh(self.images)
+        cdef np.ndarray results = numpy.zeros((self.call.images, 2))
+        cdef void *source = np.PyArray_DATA(self.images)
+        cdef void *given = np.PyArray_DATA(g)
+        cdef void *to = np.PyArray_DATA(dx)
+        cdef double *sums = <double *> np.PyArray_DATA(results)
+        cdef bint single = np.PyArray_TYPE(dx) == np.NPY_FLOAT
+        cdef const rn_poincare_conv *call = &self.call
+        cdef int failed
+        with nogil:
+            if single:
+                failed = rn_poincare_image().avg_pool2d_back_f32(call, <const float *> source, <const float *> given, <float *> to, sums)
+            else:
+                failed = rn_poincare_image().avg_pool2d_back_f64(call, <const double *> source, <const double *> given, <double *> to, sums)
+        if failed:
+            raise MemoryError("avg_pool2d: no memory for the cotangents of an image")
+        along, total = results.sum(axis=0)
+        return dx, numpy.asarray((along - total) / (2 * self.call.curvature), curvature_dtype)
+
+
 def avg_pool2d(x, curvature, *, size, stride=None, check=True, project=True, out=None):
     """Average pooling of logarithms; see :func:`refnorm.poincare.avg_pool2d`. ``out`` takes the result."""
-    cdef np.ndarray images = _float_array(x, "x"), y
-    cdef rn_poincare_conv call
-    cdef double c = _curvature(curvature, False)
-    cdef tuple window = _pair(size, 1), step = window if stride is None else _pair(stride, 1)
-    cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
-    cdef int failed
+    cdef _Pooling layer = _Pooling.of(x, curvature, size, stride, project)
+    if layer is None:
+        return _store(reference.avg_pool2d(x, curvature, size=size, stride=stride, check=check, project=project), out)
+    if out is not None:
+        _check_out(out, numpy.broadcast_to(numpy.empty(1, layer.images.dtype), layer.shape))
+    direct = _direct(out, (layer.images,))
+    cdef np.ndarray y = out if direct else _empty(layer.shape, np.PyArray_TYPE(layer.images))
+    if layer.forward(y) and check:
+        return reference.avg_pool2d(x, curvature, size=size, stride=stride, project=project)
+    return out if direct else _store(y, out)
+
+
+def avg_pool2d_vjp(x, curvature, *, size, stride=None, check=True, project=True):
+    """Average pooling of logarithms and its pullback; see :func:`refnorm.poincare.avg_pool2d_vjp`.
+
+    Notes
+    -----
+    The curvature's cotangent is ``(<dx, x> - <dy, y>) / (2 curvature)``; see :func:`conv2d_vjp`.
+    """
+    cdef _Pooling layer = _Pooling.of(x, curvature, size, stride, project)
 
     def fallback():
-        return _store(reference.avg_pool2d(x, curvature, size=size, stride=stride, check=check, project=project), out)
+        return reference.avg_pool2d_vjp(x, curvature, size=size, stride=stride, check=check, project=project)
 
-    if (c == 0 or window is None or step is None or np.PyArray_NDIM(images) != 4 or 0 in (<object> images).shape[1:]
-            or np.PyArray_DIM(images, 2) < window[0] or np.PyArray_DIM(images, 3) < window[1]):
+    if layer is None:
         return fallback()
-    images = _contiguous(images)
-    call.images, call.channels, call.height, call.width = (<object> images).shape
-    call.rows, call.columns = window
-    call.down, call.across = step
-    call.out_height = (call.height - call.rows) // call.down + 1
-    call.out_width = (call.width - call.columns) // call.across + 1
-    call.curvature = c
-    call.margin = reference._ball.PROJECTION_MARGIN[images.dtype] if project else -1.0
-    cdef tuple shape = (call.images, call.channels, call.out_height, call.out_width)
-    if out is not None:
-        _check_out(out, numpy.broadcast_to(numpy.empty(1, images.dtype), shape))
-    y = out if _direct(out, (images,)) else _empty(shape, np.PyArray_TYPE(images))
-    cdef void *source = np.PyArray_DATA(images)
-    cdef void *to = np.PyArray_DATA(y)
-    with nogil:
-        if single:
-            failed = rn_poincare_image().avg_pool2d_f32(&call, <const float *> source, <float *> to)
-        else:
-            failed = rn_poincare_image().avg_pool2d_f64(&call, <const double *> source, <double *> to)
-    if failed & MEMORY:
-        raise MemoryError("avg_pool2d: no memory for the logarithms of an image")
-    if failed & OUTSIDE and check:
+    layer.images = numpy.array(layer.images)
+    cdef np.ndarray y = _empty(layer.shape, np.PyArray_TYPE(layer.images))
+    if layer.forward(y) and check:
         return fallback()
-    return out if y is out else _store(y, out)
+    given = curvature.dtype if isinstance(curvature, (numpy.ndarray, numpy.generic)) else layer.images.dtype
+    return y, lambda dy: layer.backward(dy, given)
 
 
 cdef np.ndarray _point_wise(np.ndarray x, np.ndarray other, double c, bint check):

@@ -389,6 +389,17 @@ def test_avg_pool2d(dtype: Any, project: bool) -> None:
             options: dict[str, Any] = {"size": size, "stride": stride, "project": project}
             y = fast.avg_pool2d(x, 0.3, **options)
             agree(y, reference.avg_pool2d(x, 0.3, **options), 30)
+            x = pixels(rng, shape, dtype, 0.3, 0.99)
+            y, back = fast.avg_pool2d_vjp(x, np.array(0.3), **options)
+            expected, reference_back = reference.avg_pool2d_vjp(x, np.array(0.3), **options)
+            agree(y, expected, 30)
+            g, kept = np.asarray(rng.standard_normal(y.shape), dtype), x.copy()
+            x[...] = 0
+            (dx, dc), wanted = back(g), reference_back(g)
+            agree(dx, wanted[0], 300)
+            size_of_terms = float(np.abs(g * y).sum() + np.abs(dx * kept).sum()) / 0.3
+            assert dc.dtype == np.float64
+            np.testing.assert_allclose(dc, wanted[1], rtol=0, atol=8 * np.finfo(dtype).eps * size_of_terms)
             assert (gap(np.moveaxis(y, 1, -1).astype(float), 0.3) > 0).all()
 
 
@@ -425,6 +436,12 @@ def test_poincare_resnet(order: str) -> None:
         for given_running in (None, running):
             actual = fast.poincare_resnet(params, x, 0.1, given_running, order=order)
             agree(actual, network.forward(params, x, given_running), 4000)
+            logits, back = fast.poincare_resnet_vjp(params, x, 0.1, given_running, order=order)
+            expected, reference_back = reference.poincare_resnet_vjp(params, x, 0.1, given_running, order=order)
+            agree(logits, expected, 4000)
+            weights = [part(np.ones_like(logits))[0] for part in (back, reference_back)]
+            for name in ("conv", "head"):
+                agree(weights[0][name]["weight"], weights[1][name]["weight"], 40000)
         layers = fast.poincare_resnet(params, x, 0.1, order=order, ops=LAYERS)
         np.testing.assert_array_equal(layers, network.forward(params, x))
 
