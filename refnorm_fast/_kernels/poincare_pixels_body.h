@@ -311,8 +311,8 @@ static int N(midpoints)(const rn_poincare_pixels *pixels, size_t sets, const T *
     size_t points = pixels->area, channels = pixels->channels;
     int across = rn_threads(sets, (double)sets * MIDPOINT_COST(pixels)), result = 0;
     int within = across > 1 ? 1 : rn_threads(points / BLOCK_PIXELS + 1, MIDPOINT_COST(pixels));
-    /* The gaps of small sets at once, if that is less than a quarter of the points. */
-    double *all = sets > 1 && channels * sizeof(T) >= 4 * sizeof(double) ? rn_block_alloc(sets * points * sizeof *all) : NULL;
+    /* All gaps at once, if that is at most a quarter of the points: a call a block costs more than the block. */
+    double *all = channels * sizeof(T) >= 4 * sizeof(double) ? rn_block_alloc(sets * points * sizeof *all) : NULL;
     if (all != NULL && rn_poincare()->N(gaps)(x, channels, all, sets * points, channels, pixels->curvature))
         result = RN_POINCARE_OUTSIDE;
     RN_PARALLEL(across) {
