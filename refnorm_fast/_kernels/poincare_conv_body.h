@@ -70,7 +70,7 @@ static size_t N(carve)(N(tile) *tile, const rn_poincare_conv *call, size_t tile_
     CARVE(inner, call->outputs * 2 * LANES);
     CARVE(of_inner, pixels + 2 * LANES);
     CARVE(of_offset, pixels + 2 * LANES);
-    CARVE(window, pixels + VF64);
+    CARVE(window, pixels + 2 * LANES);
     CARVE(square, in_pixels + VF64);
     CARVE(across, in_rows * call->out_width);
     CARVE(radius, 2 * LANES);
@@ -285,11 +285,8 @@ static void N(finish)(const rn_poincare_conv *call, R *inner, const R *slope, co
     for (size_t o = 0; o < outputs; o++, to += area) N(store_points)(to, count, VEC(load)(inner + o * 2 * LANES) * scale);
 }
 
-/* All four steps for `rows` output rows from `row` on. */
-static int N(conv_tile)(const rn_poincare_conv *call, const T *image, const R *weight, const R *slope, const R *offset,
-                        const R *power, const size_t *places, size_t row, size_t rows, T *out, N(tile) *tile) {
-    size_t width = call->out_width, area = call->out_height * width, pixels = rows * width;
-    size_t depth = call->channels * call->rows * call->columns, groups = (call->outputs + OUTPUTS_AT_ONCE - 1) / OUTPUTS_AT_ONCE;
+/* Steps 1 to 3 for `rows` output rows from `row` on; returns whether a pixel lies outside the ball. */
+static int N(prepare)(const rn_poincare_conv *call, const T *image, size_t row, size_t rows, N(tile) *tile) {
     size_t top = row * call->down, bottom = top + (rows - 1) * call->down + call->rows;
     size_t first = top > call->top ? top - call->top : 0, end = bottom > call->top ? bottom - call->top : 0;
     if (end > call->height) end = call->height;
@@ -298,13 +295,29 @@ static int N(conv_tile)(const rn_poincare_conv *call, const T *image, const R *w
         outside = N(log_factors)(call, image + first * call->width, (end - first) * call->width, tile);
     N(unfold)(call, image, row, rows, first * call->width, tile);
     N(stretches)(call, row, rows, first * call->width, tile);
+    return outside;
+}
+
+/* Products of all columns with two vectors of patches. */
+static void N(all_products)(const rn_poincare_conv *call, const R *weight, const size_t *places, size_t depth, const R *planes,
+                            R *inner) {
+    size_t groups = (call->outputs + OUTPUTS_AT_ONCE - 1) / OUTPUTS_AT_ONCE;
+    for (size_t group = 0; group < groups; group++) {
+        size_t from, to;
+        rn_range(call->outputs, groups, group, &from, &to);
+        N(products)((int)(to - from), call, weight + from, places, depth, planes, inner + from * 2 * LANES);
+    }
+}
+
+/* All four steps for `rows` output rows from `row` on. */
+static int N(conv_tile)(const rn_poincare_conv *call, const T *image, const R *weight, const R *slope, const R *offset,
+                        const R *power, const size_t *places, size_t row, size_t rows, T *out, N(tile) *tile) {
+    size_t width = call->out_width, area = call->out_height * width, pixels = rows * width;
+    size_t depth = call->channels * call->rows * call->columns;
+    int outside = N(prepare)(call, image, row, rows, tile);
     for (size_t q = 0; q < pixels; q += 2 * LANES) {
         size_t count = pixels - q;
-        for (size_t group = 0; group < groups; group++) {
-            size_t from, to;
-            rn_range(call->outputs, groups, group, &from, &to);
-            N(products)((int)(to - from), call, weight + from, places, depth, tile->planes + q, tile->inner + from * 2 * LANES);
-        }
+        N(all_products)(call, weight, places, depth, tile->planes + q, tile->inner);
         T *target = out + row * width + q;
         for (size_t v = 0; v < 2 * LANES && v < count; v += LANES)
             N(finish)(call, tile->inner + v, slope, offset, power, tile->of_inner + q + v, tile->of_offset + q + v, target + v,
@@ -313,6 +326,18 @@ static int N(conv_tile)(const rn_poincare_conv *call, const T *image, const R *w
             if (tile->radius[i] >= (SINGLE ? 1 - 1e-5 : 1 - 1e-10)) PIXELS(inward)(target + i, call->outputs, area, call->curvature);
     }
     return outside;
+}
+
+/* Where entry i of a window lies, counted from the place of the window's first pixel in the first plane. */
+static size_t *N(places_of)(const rn_poincare_conv *call, const N(tile) *tile) {
+    size_t depth = call->channels * call->rows * call->columns;
+    size_t *places = rn_scratch(2, depth * sizeof *places);
+    if (places == NULL) return NULL;
+    for (size_t i = 0; i < depth; i++) {
+        size_t k = i / (call->rows * call->columns), a = i / call->columns % call->rows, b = i % call->columns;
+        places[i] = ((k * tile->phases + a % call->down) * call->columns + b) * tile->plane + a / call->down * call->out_width;
+    }
+    return places;
 }
 
 static int N(conv2d)(const rn_poincare_conv *call, const T *x, const R *weight, const R *slope, const R *offset,
@@ -330,12 +355,8 @@ static int N(conv2d)(const rn_poincare_conv *call, const T *x, const R *weight, 
 
     N(tile) sizes;
     size_t bytes = N(carve)(&sizes, call, tile_rows, NULL);
-    size_t *places = rn_scratch(2, depth * sizeof *places);
+    size_t *places = N(places_of)(call, &sizes);
     if (places == NULL) return RN_POINCARE_MEMORY;
-    for (size_t i = 0; i < depth; i++) {
-        size_t k = i / (call->rows * call->columns), a = i / call->columns % call->rows, b = i % call->columns;
-        places[i] = ((k * phases + a % call->down) * call->columns + b) * sizes.plane + a / call->down * call->out_width;
-    }
     int result = 0;
     rn_shares shares = rn_share_out(call->images * tiles, 1, threads);
     RN_PARALLEL(threads) {
@@ -356,6 +377,8 @@ static int N(conv2d)(const rn_poincare_conv *call, const T *x, const R *weight, 
     }
     return result;
 }
+
+#include "poincare_conv_back_body.h"
 
 #undef T
 #undef R

@@ -84,6 +84,24 @@ RN_INLINE void stretch_lanes(vf64 square, longest_patch longest, vf64 *of_inner,
     *of_offset = vf64_select(beyond, vf64_set(longest.cosh_twice), 0.5 * (e + inverse));
 }
 
+RN_INLINE vf64 load_sums(const double *from, size_t count) {
+    if (count >= VF64) return vf64_load(from);
+    vf64 lanes = {0};
+    for (size_t i = 0; i < count; i++) lanes[i] = from[i];
+    return lanes;
+}
+RN_INLINE void store_sums(double *to, size_t count, vf64 value) {
+    for (size_t i = 0; i < VF64 && i < count; i++) to[i] = value[i];
+}
+
+/* Through v = unit log0(x): dx = unit (artanh(s)/s dv + bend x), whose factors these are, from <dv, x>. */
+RN_INLINE vf64 log_back_lanes(vf64 square, vf64 gap, double curvature, vf64 product, vf64 *of_x) {
+    vf64 s = vf64_sqrt(curvature * square), reach = vf64_arsinh(s / vf64_sqrt(gap));
+    vf64 scale = vf64_select((vi64)(s == 0.0), vf64_set(1.0), reach / s);
+    *of_x = vf64_select((vi64)(square == 0.0), vf64_set(0.0), (1.0 / gap - scale) / square * product);
+    return scale;
+}
+
 #define T float
 #define N(name) name##_f32
 #define SINGLE 1
@@ -137,12 +155,19 @@ RN_TABLE(poincare_image) = {
     .conv2d_f32 = conv2d_f32,
     .conv2d_wide = conv2d_wide,
     .conv2d_f64 = conv2d_f64,
+    .conv2d_back_f32 = conv2d_back_f32,
+    .conv2d_back_wide = conv2d_back_wide,
+    .conv2d_back_f64 = conv2d_back_f64,
     .midpoint_f32 = midpoint_f32,
     .midpoint_f64 = midpoint_f64,
+    .midpoints_f32 = midpoints_f32,
+    .midpoints_f64 = midpoints_f64,
     .normalize_f32 = normalize_f32,
     .normalize_f64 = normalize_f64,
     .point_wise_f32 = point_wise_f32,
     .point_wise_f64 = point_wise_f64,
     .avg_pool2d_f32 = avg_pool2d_f32,
     .avg_pool2d_f64 = avg_pool2d_f64,
+    .avg_pool2d_back_f32 = avg_pool2d_back_f32,
+    .avg_pool2d_back_f64 = avg_pool2d_back_f64,
 };

@@ -24,12 +24,18 @@ typedef struct {
  * offset_k = sinh(b_k), power_k = 2 |z_k|. T is the type of the images, R that of the arithmetic. */
 #define RN_POINCARE_CONV(T, R, suffix)                                                                                     \
     int (*conv2d_##suffix)(const rn_poincare_conv *call, const T *x, const R *weight, const R *slope, const R *offset,  \
-                           const R *power, T *out);
+                           const R *power, T *out);                                                                     \
+    /* Its pullback, with cosh_bias_k = cosh(b_k): cotangents of the pixels, and sums over all windows:                 \
+     * (channels * rows * columns, outputs) for the weight without what its columns' lengths add, outputs for these,    \
+     * outputs for the biases over 2 sqrt(c), then <dx, x> and <dy, y>. */                                              \
+    int (*conv2d_back_##suffix)(const rn_poincare_conv *call, const T *x, const R *weight, const R *slope,             \
+                                const R *offset, const R *power, const R *cosh_bias, const T *dy, T *dx, double *sums);
 
-/* Points as pixels: x is (images, channels, area). */
+/* Points as pixels: x is (images, channels, area), or with by_rows (images, area, channels). */
 typedef struct {
     size_t images, channels, area;
     double curvature;
+    int by_rows; /* for midpoints only */
 } rn_poincare_pixels;
 
 /* The midpoint of a set of points, its gap, and what the derivation of it needs. */
@@ -50,11 +56,16 @@ typedef struct {
      * distance, for equal weights. */                                                                                  \
     int (*midpoint_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,              \
                              rn_poincare_midpoint *result);                                                             \
+    /* The same for many sets of one image by rows each, which lie end to end. */                                        \
+    int (*midpoints_##suffix)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights,              \
+                              double *middles, double *gaps);                                                          \
     int (*normalize_##suffix)(const rn_poincare_pixels *pixels, const T *x, const rn_poincare_normalization *to, T *y); \
     /* relu of x, kept within the margin, or without margin x (+) y where y is not NULL. */                             \
     int (*point_wise_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *y, double margin, T *z);          \
     /* Windows of the call; its outputs, padding and share are not used. */                                             \
-    int (*avg_pool2d_##suffix)(const rn_poincare_conv *call, const T *x, T *y);
+    int (*avg_pool2d_##suffix)(const rn_poincare_conv *call, const T *x, T *y);                                        \
+    /* Its pullback, and <dx, x>, <dy, y> of every image. */                                                            \
+    int (*avg_pool2d_back_##suffix)(const rn_poincare_conv *call, const T *x, const T *dy, T *dx, double *results);
 
 typedef struct {
     RN_POINCARE_PIXELS(float, f32)

@@ -98,32 +98,52 @@ typedef struct {
     const T *x, *weights;
     double *mass;
     size_t each, blocks; /* blocks of an image and of all */
+    const double *gaps;  /* of all points, or NULL */
 } N(point_set);
 
 static N(block) N(block_at)(const N(point_set) *set, size_t index) {
     size_t image = index / set->each, first = index % set->each * BLOCK_PIXELS, area = set->pixels->area;
-    size_t padded = (area + VF64 - 1) / VF64 * VF64;
-    return (N(block)){set->x + image * set->pixels->channels * area + first,
+    size_t padded = (area + VF64 - 1) / VF64 * VF64, step = set->pixels->by_rows ? set->pixels->channels : 1;
+    return (N(block)){set->x + image * set->pixels->channels * area + first * step,
                       set->weights ? set->weights + image * area + first : NULL, set->mass + image * padded + first,
                       area - first < BLOCK_PIXELS ? area - first : BLOCK_PIXELS};
 }
 
+/* Gaps of a block's points, in the place of their masses; returns whether a point lies outside. */
+static int N(block_gaps)(const N(point_set) *set, N(block) block) {
+    const rn_poincare_pixels *pixels = set->pixels;
+    int outside = 0;
+    if (set->gaps != NULL) {
+        memcpy(block.mass, set->gaps + (size_t)(block.mass - set->mass), block.count * sizeof(double));
+        for (size_t p = block.count; p % VF64; p++) block.mass[p] = 1;
+        return 0; /* whoever gave them knows */
+    }
+    if (pixels->by_rows) {
+        outside = rn_poincare()->N(gaps)(block.x, pixels->channels, block.mass, block.count, pixels->channels, pixels->curvature);
+        for (size_t p = block.count; p % VF64; p++) block.mass[p] = 1;
+        return outside;
+    }
+    for (size_t p = 0; p < block.count; p += VF64) {
+        vf64 square, gap = N(gap_lanes)(block.x + p, pixels->channels, pixels->area, pixels->curvature, block.count - p, &square);
+        outside |= vi64_any((vi64)(gap <= 0.0));
+        vf64_store(block.mass + p, gap);
+    }
+    return outside;
+}
+
 /* Masses of a block, the sums of them and of the weights, and the largest; returns whether a point lies outside. */
 static int N(weigh)(const N(point_set) *set, N(block) block, double *sums) {
-    const rn_poincare_pixels *pixels = set->pixels;
-    vf64 total = {0}, weights = {0}, largest = {0}, square;
-    int outside = 0;
+    vf64 total = {0}, weights = {0}, largest = {0};
+    int outside = N(block_gaps)(set, block);
     for (size_t p = 0; p < block.count; p += VF64) {
         size_t count = block.count - p;
-        vf64 gap = N(gap_lanes)(block.x + p, pixels->channels, pixels->area, pixels->curvature, count, &square);
         vf64 weight = vf64_set(1.0);
         if (block.weights)
             weight = N(load_pixels)(block.weights + p, count);
         else
             for (size_t i = count; i < VF64; i++) weight[i] = 0;
-        vf64 mass = weight / gap, size = vf64_abs(mass);
+        vf64 mass = weight / vf64_load(block.mass + p), size = vf64_abs(mass);
         vf64_store(block.mass + p, mass);
-        outside |= vi64_any((vi64)(gap <= 0.0));
         total += size;
         weights += vf64_abs(weight);
         largest = vf64_max(size, largest);
@@ -134,8 +154,42 @@ static int N(weigh)(const N(point_set) *set, N(block) block, double *sums) {
     return outside;
 }
 
+/* drift() and scatter() of points that are rows: `sums` gets a channel each, or their total. */
+static void N(drift_rows)(const N(point_set) *set, N(block) block, const double *reference, double *sums) {
+    size_t channels = set->pixels->channels;
+    for (size_t k = 0; k < channels; k += VF64) {
+        size_t count = channels - k;
+        vf64 from = {0}, sum = {0};
+        for (size_t i = 0; i < VF64 && i < count; i++) from[i] = reference[k + i];
+        for (size_t p = 0; p < block.count; p++) {
+            double mass = block.mass[p], sign = mass < 0 ? -1 : 1;
+            sum = vf64_fma(vf64_set(fabs(mass)), N(load_pixels)(block.x + p * channels + k, count) * sign - from, sum);
+        }
+        for (size_t i = 0; i < VF64 && i < count; i++) sums[k + i] = sum[i];
+    }
+}
+static double N(scatter_rows)(const N(point_set) *set, N(block) block, const double *reference, const double *drift) {
+    size_t channels = set->pixels->channels;
+    vf64 total = {0};
+    for (size_t k = 0; k < channels; k += VF64) {
+        size_t count = channels - k;
+        vf64 from = {0}, by = {0};
+        for (size_t i = 0; i < VF64 && i < count; i++) from[i] = reference[k + i], by[i] = drift[k + i];
+        for (size_t p = 0; p < block.count; p++) {
+            double mass = block.mass[p], sign = mass < 0 ? -1 : 1;
+            vf64 offset = (N(load_pixels)(block.x + p * channels + k, count) * sign - from) - by;
+            total = vf64_fma(offset * offset, vf64_set(fabs(mass)), total);
+        }
+    }
+    return vf64_sum(total);
+}
+
 /* Sums of mass (point - reference), a channel each. A negative weight is a positive one at the opposite point. */
 static void N(drift)(const N(point_set) *set, N(block) block, const double *reference, double *sums) {
+    if (set->pixels->by_rows) {
+        N(drift_rows)(set, block, reference, sums);
+        return;
+    }
     for (size_t k = 0; k < set->pixels->channels; k++) {
         const T *x = block.x + k * set->pixels->area;
         vf64 from = vf64_set(reference[k]), sum = {0};
@@ -151,6 +205,7 @@ static void N(drift)(const N(point_set) *set, N(block) block, const double *refe
 /* The sum of mass |point - mean|^2 with mean = reference + drift: differences from the reference are exact where points
  * differ in their last digits only, and the sum of reference and drift need not be rounded. */
 static double N(scatter)(const N(point_set) *set, N(block) block, const double *reference, const double *drift) {
+    if (set->pixels->by_rows) return N(scatter_rows)(set, block, reference, drift);
     size_t stride = set->pixels->area;
     vf64 sum = {0};
     for (size_t p = 0; p < block.count; p += VF64) {
@@ -184,29 +239,36 @@ static void N(heaviest)(const N(point_set) *set, const double *sums, double *poi
         if (sums[3 * i + 2] > sums[3 * best + 2]) best = i;
     N(block) block = N(block_at)(set, best);
     while (at + 1 < block.count && fabs(block.mass[at]) != sums[3 * best + 2]) at++;
-    for (size_t k = 0; k < set->pixels->channels; k++)
-        point[k] = block.mass[at] < 0 ? -(double)block.x[k * set->pixels->area + at] : (double)block.x[k * set->pixels->area + at];
+    size_t channels = set->pixels->channels, stride = set->pixels->by_rows ? 1 : set->pixels->area;
+    const T *x = block.x + at * (set->pixels->by_rows ? channels : 1);
+    for (size_t k = 0; k < channels; k++) point[k] = block.mass[at] < 0 ? -(double)x[k * stride] : (double)x[k * stride];
 }
 
 /* In the reference's terms: masses a_i, W, S, mean and V, then 2S/E mean with E = 2S - W + sqrt(W^2 + 4cSV). */
-static int N(midpoint)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,
-                       rn_poincare_midpoint *result) {
+static int N(midpoint_of)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance, int threads,
+                          const double *gaps, rn_poincare_midpoint *result) {
     size_t channels = pixels->channels, each = (pixels->area + BLOCK_PIXELS - 1) / BLOCK_PIXELS, blocks = each * pixels->images;
     size_t padded = (pixels->area + VF64 - 1) / VF64 * VF64, width = channels > 3 ? channels : 3;
     size_t bytes = (pixels->images * padded + blocks * width + channels) * sizeof(double);
     double *mass = bytes <= KEPT_BYTES ? rn_scratch(1, bytes) : rn_block_alloc(bytes);
     if (mass == NULL) return RN_POINCARE_MEMORY;
     double *sums = mass + pixels->images * padded, *drift = sums + blocks * width, *middle = result->middle;
-    N(point_set) set = {pixels, x, weights, mass, each, blocks};
-    int threads = rn_threads(blocks, (double)(pixels->images * pixels->area) * (3.0 + 0.5 * (double)channels)), outside = 0;
-#define EACH_BLOCK(...)                                                      \
-    RN_PARALLEL(threads) {                                                   \
-        RN_SHARE(blocks, first, last);                                       \
-        for (size_t i = first; i < last; i++) {                              \
-            N(block) block = N(block_at)(&set, i);                           \
-            __VA_ARGS__                                                      \
-        }                                                                    \
+    N(point_set) set = {pixels, x, weights, mass, each, blocks, gaps};
+    int outside = 0;
+    /* Small sets come by the hundred: a parallel region of one thread would cost as much as their sums. */
+#define RUN_BLOCKS(first, last, ...)                 \
+    for (size_t i = first; i < last; i++) {          \
+        N(block) block = N(block_at)(&set, i);       \
+        __VA_ARGS__                                  \
     }
+#define EACH_BLOCK(...)                              \
+    if (threads > 1) {                               \
+        RN_PARALLEL(threads) {                       \
+            RN_SHARE(blocks, first, last);           \
+            RUN_BLOCKS(first, last, __VA_ARGS__)     \
+        }                                            \
+    } else                                           \
+        RUN_BLOCKS((size_t)0, blocks, __VA_ARGS__)
     EACH_BLOCK(if (N(weigh)(&set, block, sums + 3 * i)) __atomic_store_n(&outside, 1, __ATOMIC_RELAXED);)
     double total = 0, sum_weights = 0, distances = 0, scatter = 0;
     for (size_t i = 0; i < blocks; i++) {
@@ -232,9 +294,42 @@ static int N(midpoint)(const rn_poincare_pixels *pixels, const T *x, const T *we
         result->variance = 4 / pixels->curvature * distances / (double)(pixels->images * pixels->area);
     }
 #undef EACH_BLOCK
+#undef RUN_BLOCKS
     if (bytes > KEPT_BYTES) rn_block_free(mass);
     return outside ? RN_POINCARE_OUTSIDE : 0;
 }
+
+#define MIDPOINT_COST(pixels) ((double)((pixels)->images * (pixels)->area) * (3.0 + 0.5 * (double)(pixels)->channels))
+static int N(midpoint)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,
+                       rn_poincare_midpoint *result) {
+    int threads = rn_threads(pixels->images * pixels->area / BLOCK_PIXELS + 1, MIDPOINT_COST(pixels));
+    return N(midpoint_of)(pixels, x, weights, variance, threads, NULL, result);
+}
+
+static int N(midpoints)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights, double *middles,
+                        double *gaps) {
+    size_t points = pixels->area, channels = pixels->channels;
+    int across = rn_threads(sets, (double)sets * MIDPOINT_COST(pixels)), result = 0;
+    int within = across > 1 ? 1 : rn_threads(points / BLOCK_PIXELS + 1, MIDPOINT_COST(pixels));
+    /* All gaps at once, if that is at most a quarter of the points: a call a block costs more than the block. */
+    double *all = channels * sizeof(T) >= 4 * sizeof(double) ? rn_block_alloc(sets * points * sizeof *all) : NULL;
+    if (all != NULL && rn_poincare()->N(gaps)(x, channels, all, sets * points, channels, pixels->curvature))
+        result = RN_POINCARE_OUTSIDE;
+    RN_PARALLEL(across) {
+        RN_SHARE(sets, first, last);
+        int mine = 0;
+        for (size_t i = first; i < last; i++) {
+            rn_poincare_midpoint to = {.middle = middles + i * channels};
+            mine |= N(midpoint_of)(pixels, x + i * points * channels, weights ? weights + i * points : NULL, 0, within,
+                                   all ? all + i * points : NULL, &to);
+            gaps[i] = to.gap;
+        }
+        if (mine) __atomic_fetch_or(&result, mine, __ATOMIC_RELAXED);
+    }
+    rn_block_free(all);
+    return result;
+}
+#undef MIDPOINT_COST
 
 /* ---- batch normalization -------------------------------------------------------------------------------------------- */
 
@@ -460,9 +555,10 @@ static void N(pool_points)(const rn_poincare_conv *call, const double *sums, T *
     }
 }
 
-static int N(pool_image)(const rn_poincare_conv *call, const T *x, double *factor, T *y) {
+/* Factors of the pixels' logarithms and the windows' sums of sqrt(c) log0; returns whether a pixel lies outside. */
+static int N(pool_sums)(const rn_poincare_conv *call, const T *x, double *factor, double *line, double *sums) {
     size_t area = call->height * call->width, out_area = call->out_height * call->out_width;
-    double root = sqrt(call->curvature), *line = factor + area + VF64, *sums = line + call->width;
+    double root = sqrt(call->curvature);
     int outside = 0;
     for (size_t p = 0; p < area; p += VF64) {
         vf64 square, gap = N(gap_lanes)(x + p, call->channels, area, call->curvature, area - p, &square);
@@ -471,8 +567,99 @@ static int N(pool_image)(const rn_poincare_conv *call, const T *x, double *facto
         outside |= vi64_any((vi64)(gap <= 0.0));
     }
     for (size_t k = 0; k < call->channels; k++) N(pool_channel)(call, x + k * area, factor, line, sums + k * out_area);
+    return outside;
+}
+
+static int N(pool_image)(const rn_poincare_conv *call, const T *x, double *factor, T *y) {
+    double *line = factor + call->height * call->width + VF64, *sums = line + call->width;
+    int outside = N(pool_sums)(call, x, factor, line, sums);
     N(pool_points)(call, sums, y);
     return outside;
+}
+
+/* Cotangents of the windows' sums in place of the sums; returns <dy, y>. */
+static double N(pool_points_back)(const rn_poincare_conv *call, const T *dy, double *sums) {
+    size_t area = call->out_height * call->out_width, channels = call->channels;
+    double root = sqrt(call->curvature), share = 1.0 / (double)(call->rows * call->columns), edge = 1 - call->margin;
+    vf64 total = {0};
+    for (size_t p = 0; p < area; p += VF64) {
+        size_t count = area - p;
+        vf64 square = {0}, product = {0}, decay;
+        for (size_t k = 0; k < channels; k++) {
+            vf64 v = load_sums(sums + k * area + p, count) * share;
+            square = vf64_fma(v, v, square);
+            product = vf64_fma(v, N(load_pixels)(dy + k * area + p, count), product);
+        }
+        /* y = tanh(s)/s v/sqrt(c): across v that is the derivative, along it sech^2, and nothing where it is projected. */
+        vf64 s = vf64_sqrt(square), reach = vf64_tanh(s, &decay), along = 4.0 * decay / ((1.0 + decay) * (1.0 + decay));
+        if (call->margin >= 0) {
+            vi64 beyond = (vi64)(reach > edge);
+            reach = vf64_select(beyond, vf64_set(edge), reach);
+            along = vf64_select(beyond, vf64_set(0.0), along);
+        }
+        vi64 zero = (vi64)(s == 0.0);
+        vf64 across = vf64_select(zero, vf64_set(1.0), reach / s);
+        vf64 turn = vf64_select(zero, vf64_set(0.0), (along - across) / square * product);
+        total += across * product / root;
+        for (size_t k = 0; k < channels; k++) {
+            vf64 v = load_sums(sums + k * area + p, count) * share, g = N(load_pixels)(dy + k * area + p, count);
+            store_sums(sums + k * area + p, count, (across * g + turn * v) * (share / root));
+        }
+    }
+    return vf64_sum(total);
+}
+
+/* grad += every window's cotangent at its pixels, for one channel. */
+static void N(unpool_channel)(const rn_poincare_conv *call, const double *sums, double *grad) {
+    for (size_t r = 0; r < call->out_height; r++)
+        for (size_t i = 0; i < call->rows; i++) {
+            double *to = grad + (r * call->down + i) * call->width;
+            for (size_t o = 0; o < call->out_width; o++)
+                for (size_t j = 0; j < call->columns; j++) to[o * call->across + j] += sums[r * call->out_width + o];
+        }
+}
+
+/* sums: <dx, x> and <dy, y>. */
+static void N(pool_image_back)(const rn_poincare_conv *call, const T *x, const T *dy, double *factor, T *dx, double *results) {
+    size_t area = call->height * call->width, out_area = call->out_height * call->out_width;
+    double root = sqrt(call->curvature), *line = factor + area + VF64, *sums = line + call->width;
+    double *grad = sums + call->channels * out_area;
+    N(pool_sums)(call, x, factor, line, sums);
+    results[1] += N(pool_points_back)(call, dy, sums);
+    memset(grad, 0, call->channels * area * sizeof *grad);
+    for (size_t k = 0; k < call->channels; k++) N(unpool_channel)(call, sums + k * out_area, grad + k * area);
+    vf64 total = {0};
+    for (size_t p = 0; p < area; p += VF64) {
+        size_t count = area - p;
+        vf64 square, gap = N(gap_lanes)(x + p, call->channels, area, call->curvature, count, &square), product = {0}, of_x;
+        for (size_t k = 0; k < call->channels; k++)
+            product = vf64_fma(N(load_pixels)(x + k * area + p, count), load_sums(grad + k * area + p, count), product);
+        vf64 of_grad = log_back_lanes(square, gap, call->curvature, product, &of_x);
+        for (size_t k = 0; k < call->channels; k++) {
+            vf64 a = N(load_pixels)(x + k * area + p, count);
+            vf64 result = root * (of_grad * load_sums(grad + k * area + p, count) + of_x * a);
+            N(store_pixels)(dx + k * area + p, count, result);
+            total = vf64_fma(result, a, total);
+        }
+    }
+    results[0] += vf64_sum(total);
+}
+
+/* results: <dx, x> and <dy, y> of every image. */
+static int N(avg_pool2d_back)(const rn_poincare_conv *call, const T *x, const T *dy, T *dx, double *results) {
+    size_t area = call->height * call->width, out_area = call->out_height * call->out_width;
+    size_t bytes = (area + call->width + call->channels * (area + out_area) + 2 * VF64) * sizeof(double);
+    double work = (double)(2 * area + out_area * call->rows * call->columns) * (double)call->channels;
+    int threads = rn_threads(call->images, 2 * (double)call->images * work), failed = 0;
+    RN_PARALLEL(threads) {
+        RN_SHARE(call->images, first, last);
+        double *room = rn_scratch(1, bytes);
+        if (room == NULL) __atomic_store_n(&failed, RN_POINCARE_MEMORY, __ATOMIC_RELAXED);
+        for (size_t i = first; i < last && room != NULL; i++)
+            N(pool_image_back)(call, x + i * call->channels * area, dy + i * call->channels * out_area, room,
+                               dx + i * call->channels * area, results + 2 * i);
+    }
+    return failed;
 }
 
 static int N(avg_pool2d)(const rn_poincare_conv *call, const T *x, T *y) {

@@ -152,7 +152,7 @@ cdef _sum_forward_saved(int kind, np.ndarray x, np.ndarray residual, gain, bias,
     cdef _Saved s = _Saved.__new__(_Saved)
     cdef np.ndarray y = _fresh(x)
     cdef np.ndarray total = _fresh(x)
-    x, residual = _in_order(x), numpy.ascontiguousarray(residual)
+    x, residual = _in_order(x), _in_order(residual)
     s.kind = kind
     s.original = s.x = total
     _rows_of(total, 1, &s.rows, &s.length, &s.stride)

@@ -29,20 +29,31 @@ from refnorm_fast.poincare._core import (
     dist_sq,
     exp0,
     expmap,
+    fully_connected,
     log0,
     logmap,
     mobius_add,
     project_ball,
 )
-from refnorm_fast.poincare._image import avg_pool2d, conv2d, midpoint, midpoint_batch_norm, midpoint_statistics
+from refnorm_fast.poincare._image import (
+    avg_pool2d,
+    avg_pool2d_vjp,
+    conv2d,
+    conv2d_vjp,
+    midpoint,
+    midpoint_batch_norm,
+    midpoint_statistics,
+)
 from refnorm_fast.poincare._linear import fully_connected, fully_connected_vjp, mlr, mlr_vjp
-from refnorm_fast.poincare._resnet import poincare_resnet
+from refnorm_fast.poincare._resnet import poincare_resnet, poincare_resnet_vjp
 
 __all__ = [
     "avg_pool2d",
+    "avg_pool2d_vjp",
     "conformal_factor",
     "conformal_factor_vjp",
     "conv2d",
+    "conv2d_vjp",
     "dist",
     "dist_sq",
     "dist_sq_vjp",
@@ -71,6 +82,7 @@ __all__ = [
     "mobius_scalar_mul",
     "mobius_scalar_mul_vjp",
     "poincare_resnet",
+    "poincare_resnet_vjp",
     "project_ball",
     "project_ball_vjp",
     "relu",

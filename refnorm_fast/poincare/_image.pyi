@@ -1,4 +1,4 @@
-from refnorm._typing import AnyArray, Array, F
+from refnorm._typing import AnyArray, Array, F, Pullback
 
 def conv2d(
     x: Array[F],
@@ -13,6 +13,18 @@ def conv2d(
     project: bool = True,
     out: Array[F] | None = None,
 ) -> Array[F]: ...
+def conv2d_vjp(
+    x: Array[F],
+    weight: Array[F],
+    bias: Array[F],
+    curvature: float | Array[F],
+    *,
+    kernel: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    check: bool = True,
+    project: bool = True,
+) -> tuple[Array[F], Pullback]: ...
 def midpoint(
     x: Array[F],
     curvature: float | Array[F],
@@ -47,6 +59,15 @@ def avg_pool2d(
     project: bool = True,
     out: Array[F] | None = None,
 ) -> Array[F]: ...
+def avg_pool2d_vjp(
+    x: Array[F],
+    curvature: float | Array[F],
+    *,
+    size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    check: bool = True,
+    project: bool = True,
+) -> tuple[Array[F], Pullback]: ...
 def relu_images(x: Array[F], curvature: float | Array[F]) -> Array[F]: ...
 def add_images(f: Array[F], skip: Array[F], curvature: float | Array[F], *, order: str = "fr") -> Array[F]: ...
 def normalize_images(

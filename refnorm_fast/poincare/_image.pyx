@@ -23,6 +23,7 @@ cdef extern from "poincare_image.h":
     ctypedef struct rn_poincare_pixels:
         size_t images, channels, area
         double curvature
+        int by_rows
 
     ctypedef struct rn_poincare_midpoint:
         double *middle
@@ -36,15 +37,22 @@ cdef extern from "poincare_image.h":
     ctypedef struct rn_poincare_image_table:
         int (*midpoint_f32)(const rn_poincare_pixels *, const float *, const float *, int, rn_poincare_midpoint *) nogil
         int (*midpoint_f64)(const rn_poincare_pixels *, const double *, const double *, int, rn_poincare_midpoint *) nogil
+        int (*midpoints_f32)(const rn_poincare_pixels *, size_t, const float *, const float *, double *, double *) nogil
+        int (*midpoints_f64)(const rn_poincare_pixels *, size_t, const double *, const double *, double *, double *) nogil
         int (*normalize_f32)(const rn_poincare_pixels *, const float *, const rn_poincare_normalization *, float *) nogil
         int (*normalize_f64)(const rn_poincare_pixels *, const double *, const rn_poincare_normalization *, double *) nogil
         int (*point_wise_f32)(const rn_poincare_pixels *, const float *, const float *, double, float *) nogil
         int (*point_wise_f64)(const rn_poincare_pixels *, const double *, const double *, double, double *) nogil
         int (*avg_pool2d_f32)(const rn_poincare_conv *, const float *, float *) nogil
         int (*avg_pool2d_f64)(const rn_poincare_conv *, const double *, double *) nogil
+        int (*avg_pool2d_back_f32)(const rn_poincare_conv *, const float *, const float *, float *, double *) nogil
+        int (*avg_pool2d_back_f64)(const rn_poincare_conv *, const double *, const double *, double *, double *) nogil
         int (*conv2d_f32)(const rn_poincare_conv *, const float *, const float *, const float *, const float *, const float *, float *) nogil
         int (*conv2d_wide)(const rn_poincare_conv *, const float *, const double *, const double *, const double *, const double *, float *) nogil
         int (*conv2d_f64)(const rn_poincare_conv *, const double *, const double *, const double *, const double *, const double *, double *) nogil
+        int (*conv2d_back_f32)(const rn_poincare_conv *, const float *, const float *, const float *, const float *, const float *, const float *, const float *, float *, double *) nogil
+        int (*conv2d_back_wide)(const rn_poincare_conv *, const float *, const double *, const double *, const double *, const double *, const double *, const float *, float *, double *) nogil
+        int (*conv2d_back_f64)(const rn_poincare_conv *, const double *, const double *, const double *, const double *, const double *, const double *, const double *, double *, double *) nogil
     const rn_poincare_image_table *rn_poincare_image() nogil
 
 cdef extern from "poincare.h":
@@ -126,7 +134,7 @@ cdef bint _direct(out, tuple inputs):
 
 
 cdef tuple _planes(np.ndarray matrix, np.ndarray offsets, double c):
-    """Slopes, offsets and powers of a layer's hyperplanes, or None where the reference has to look at them."""
+    """Slopes, offsets, powers and the biases' cosh of a layer's hyperplanes, or None where the reference has to look at them."""
     cdef size_t depth = np.PyArray_DIM(matrix, 0), width = np.PyArray_DIM(matrix, 1)
     cdef np.ndarray squares = numpy.empty(width)
     cdef double *to = <double *> np.PyArray_DATA(squares)
@@ -143,7 +151,7 @@ cdef tuple _planes(np.ndarray matrix, np.ndarray offsets, double c):
         return None
     lengths = numpy.sqrt(squares)
     slope = numpy.divide(numpy.cosh(angle), lengths, out=numpy.zeros(width), where=lengths > 0)
-    return slope, numpy.sinh(angle), 2 * lengths
+    return slope, numpy.sinh(angle), 2 * lengths, numpy.cosh(angle)
 
 
 def conv2d(x, weight, bias, curvature, *, kernel, stride=1, padding=0, check=True, project=True, out=None):
@@ -154,60 +162,126 @@ def conv2d(x, weight, bias, curvature, *, kernel, stride=1, padding=0, check=Tru
     Patches of 24 entries and more are computed in float32 where the arrays are float32, with sums over pixels'
     coordinates in float64: relative to the reference, errors of a few units in the last place times the largest logit.
     """
-    cdef np.ndarray images = _float_array(x, "x")
-    cdef np.ndarray matrix = _float_array(weight, "weight")
-    cdef np.ndarray offsets = _float_array(bias, "bias")
-    cdef rn_poincare_conv call
-    cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
-    cdef double c = _curvature(curvature, single)
-    cdef tuple size = _pair(kernel, 1), step = _pair(stride, 1), pad = _pair(padding, 0)
+    cdef _Convolution layer = _Convolution.of(x, weight, bias, curvature, kernel, stride, padding, project)
+    if layer is None:
+        return _store(reference.conv2d(x, weight, bias, curvature, kernel=kernel, stride=stride, padding=padding, check=check,
+                                       project=project), out)
+    if out is not None:
+        _check_out(out, numpy.broadcast_to(numpy.empty(1, layer.images.dtype), layer.shape))
+    direct = _direct(out, (layer.images, layer.matrix, layer.offsets))
+    cdef np.ndarray y = out if direct else _empty(layer.shape, np.PyArray_TYPE(layer.images))
+    if layer.forward(y) and check:
+        return reference.conv2d(x, weight, bias, curvature, kernel=kernel, stride=stride, padding=padding, project=project)
+    return out if direct else _store(y, out)
+
+
+def conv2d_vjp(x, weight, bias, curvature, *, kernel, stride=1, padding=0, check=True, project=True):
+    """Poincaré convolution and its pullback; see :func:`refnorm.poincare.conv2d_vjp`.
+
+    Notes
+    -----
+    The pullback computes the products of the forward pass anew. Of the curvature's cotangent it knows
+    ``(<dx, x> + <dbias, bias> - <dy, y>) / (2 curvature)``, the layer having no other length: near the origin, where
+    these nearly cancel, it is accurate to the arrays' rounding of ``<dy, y>`` and not of itself.
+    """
+    cdef _Convolution layer = _Convolution.of(x, weight, bias, curvature, kernel, stride, padding, project)
 
     def fallback():
-        return _store(reference.conv2d(x, weight, bias, curvature, kernel=kernel, stride=stride, padding=padding,
-                                       check=check, project=project), out)
+        return reference.conv2d_vjp(x, weight, bias, curvature, kernel=kernel, stride=stride, padding=padding, check=check,
+                                    project=project)
 
-    if (c == 0 or size is None or step is None or pad is None or np.PyArray_NDIM(images) != 4 or 0 in (<object> images).shape[1:]
-            or np.PyArray_NDIM(matrix) != 2 or np.PyArray_NDIM(offsets) != 1 or np.PyArray_SIZE(matrix) == 0
-            or np.PyArray_TYPE(images) != np.PyArray_TYPE(matrix) or np.PyArray_TYPE(images) != np.PyArray_TYPE(offsets)
-            or np.PyArray_DIM(images, 1) * size[0] * size[1] != np.PyArray_DIM(matrix, 0)
-            or np.PyArray_DIM(matrix, 1) != np.PyArray_DIM(offsets, 0)
-            or np.PyArray_DIM(images, 2) + 2 * pad[0] < size[0] or np.PyArray_DIM(images, 3) + 2 * pad[1] < size[1]):
+    if layer is None:
         return fallback()
-    images, matrix = _contiguous(images), _contiguous(matrix)
-    call.images, call.channels, call.height, call.width = (<object> images).shape
-    call.outputs = np.PyArray_DIM(matrix, 1)
-    call.rows, call.columns = size
-    call.down, call.across = step
-    call.top, call.left = pad
-    call.out_height = (call.height + 2 * call.top - call.rows) // call.down + 1
-    call.out_width = (call.width + 2 * call.left - call.columns) // call.across + 1
-    call.curvature = c
-    call.share = _share(np.PyArray_DIM(matrix, 0), call.channels)
-    call.margin = reference._ball.PROJECTION_MARGIN[images.dtype] if project else -1.0
+    # The caller may write to his arrays before he calls the pullback.
+    layer.images, layer.matrix, layer.offsets = (numpy.array(a) for a in (layer.images, layer.matrix, layer.offsets))
+    cdef np.ndarray y = _empty(layer.shape, np.PyArray_TYPE(layer.images))
+    if layer.forward(y) and check:
+        return fallback()
+    given = curvature.dtype if isinstance(curvature, (numpy.ndarray, numpy.generic)) else layer.images.dtype
+    return y, lambda dy: layer.backward(dy, given)
 
-    cdef tuple planes = _planes(matrix, offsets, c)
-    cdef tuple shape = (call.images, call.outputs, call.out_height, call.out_width)
-    if planes is None:
-        return fallback()
-    cdef bint wide = single and (np.PyArray_DIM(matrix, 0) < <np.npy_intp> SHORT or not all([numpy.abs(each).max() <= LARGEST_SLOPE for each in planes]))
-    if out is not None:
-        _check_out(out, numpy.broadcast_to(numpy.empty(1, images.dtype), shape))
-    cdef np.ndarray y = out if _direct(out, (images, matrix, offsets)) else _empty(shape, np.PyArray_TYPE(images))
-    cdef int failed = 0
-    if call.images:
-        failed = _convolve(&call, images, matrix, planes, y, wide)
-    if failed & MEMORY:
-        raise MemoryError("conv2d: no memory for a tile of rows")
-    if failed & OUTSIDE and check:
-        return fallback()
-    return out if y is out else _store(y, out)
+
+cdef np.ndarray _cotangent(dy, tuple shape, dtype):
+    array = numpy.asarray(dy)
+    _checks.shape(array, "cotangent", shape)
+    return _float_array(_in_order(array, dtype), "cotangent")
+
+
+cdef class _Convolution:
+    """The checked arguments of a convolution: contiguous arrays, and what a kernel call needs."""
+
+    cdef rn_poincare_conv call
+    cdef np.ndarray images, matrix, offsets
+    cdef tuple planes, shape
+    cdef bint wide
+
+    @staticmethod
+    cdef _Convolution of(x, weight, bias, curvature, kernel, stride, padding, bint project):
+        """None where the reference has to look at the arguments."""
+        cdef _Convolution self = _Convolution.__new__(_Convolution)
+        cdef np.ndarray images = _float_array(x, "x"), matrix = _float_array(weight, "weight"), offsets = _float_array(bias, "bias")
+        cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
+        cdef double c = _curvature(curvature, single)
+        cdef tuple size = _pair(kernel, 1), step = _pair(stride, 1), pad = _pair(padding, 0)
+        if (c == 0 or size is None or step is None or pad is None or np.PyArray_NDIM(images) != 4 or 0 in (<object> images).shape[1:]
+                or np.PyArray_NDIM(matrix) != 2 or np.PyArray_NDIM(offsets) != 1 or np.PyArray_SIZE(matrix) == 0
+                or np.PyArray_TYPE(images) != np.PyArray_TYPE(matrix) or np.PyArray_TYPE(images) != np.PyArray_TYPE(offsets)
+                or np.PyArray_DIM(images, 1) * size[0] * size[1] != np.PyArray_DIM(matrix, 0)
+                or np.PyArray_DIM(matrix, 1) != np.PyArray_DIM(offsets, 0)
+                or np.PyArray_DIM(images, 2) + 2 * pad[0] < size[0] or np.PyArray_DIM(images, 3) + 2 * pad[1] < size[1]):
+            return None
+        self.images, self.matrix, self.offsets = _contiguous(images), _contiguous(matrix), offsets
+        self.planes = _planes(self.matrix, offsets, c)
+        if self.planes is None:
+            return None
+        self.wide = single and (np.PyArray_DIM(matrix, 0) < <np.npy_intp> SHORT
+                                or not all([numpy.abs(each).max() <= LARGEST_SLOPE for each in self.planes]))
+        self.call.images, self.call.channels, self.call.height, self.call.width = (<object> images).shape
+        self.call.outputs = np.PyArray_DIM(matrix, 1)
+        self.call.rows, self.call.columns = size
+        self.call.down, self.call.across = step
+        self.call.top, self.call.left = pad
+        self.call.out_height = (self.call.height + 2 * self.call.top - self.call.rows) // self.call.down + 1
+        self.call.out_width = (self.call.width + 2 * self.call.left - self.call.columns) // self.call.across + 1
+        self.call.curvature = c
+        self.call.share = _share(np.PyArray_DIM(matrix, 0), self.call.channels)
+        self.call.margin = reference._ball.PROJECTION_MARGIN[images.dtype] if project else -1.0
+        self.shape = (self.call.images, self.call.outputs, self.call.out_height, self.call.out_width)
+        return self
+
+    cdef bint forward(self, np.ndarray y) except -1:
+        """Fill in the result; return whether a point lies outside."""
+        cdef int failed = 0
+        if self.call.images:
+            failed = _convolve(&self.call, self.images, self.matrix, self.planes, y, self.wide)
+        if failed & MEMORY:
+            raise MemoryError("conv2d: no memory for a tile of rows")
+        return failed & OUTSIDE
+
+    cdef backward(self, dy, curvature_dtype):
+        """Cotangents of image, weight, bias and curvature."""
+        cdef np.ndarray g = _cotangent(dy, self.shape, self.images.dtype), dx = _fresh(self.images)
+        cdef size_t depth = np.PyArray_DIM(self.matrix, 0), width = self.call.outputs
+        cdef np.ndarray sums = numpy.zeros((depth + 2) * width + 2)
+        if self.call.images and _convolve_back(&self.call, self.images, self.matrix, self.planes, g, dx, sums, self.wide):
+            raise MemoryError("conv2d: no memory for a tile of rows")
+        lengths = self.planes[2] / 2
+        present = lengths > 0
+        units = numpy.divide(self.matrix, lengths, out=numpy.zeros((depth, width)), where=present)
+        turned = sums[: depth * width].reshape(depth, width) * present
+        grown, biases = sums[depth * width : (depth + 2) * width].reshape(2, width)
+        dweight = turned + (grown - (turned * units).sum(axis=0)) * units
+        dbias = 2 * numpy.sqrt(self.call.curvature) * biases
+        dcurvature = (sums[(depth + 2) * width] + numpy.dot(dbias, self.offsets) - sums[(depth + 2) * width + 1]) / (2 * self.call.curvature)
+        dtype = self.images.dtype
+        return dx, dweight.astype(dtype), dbias.astype(dtype), numpy.asarray(dcurvature, curvature_dtype)
 
 
 cdef int _convolve(const rn_poincare_conv *call, np.ndarray images, np.ndarray matrix, tuple planes, np.ndarray y, bint wide):
     cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
     cdef object dtype = numpy.float32 if single and not wide else numpy.float64
     cdef np.ndarray slope, offset, power
-    slope, offset, power = (each.astype(dtype, copy=False) for each in planes)
+    slope, offset, power = (each.astype(dtype, copy=False) for each in planes[:3])
     matrix = (<object> matrix).astype(dtype, copy=False)
     cdef void *source = np.PyArray_DATA(images)
     cdef void *of = np.PyArray_DATA(matrix)
@@ -227,6 +301,33 @@ cdef int _convolve(const rn_poincare_conv *call, np.ndarray images, np.ndarray m
     return failed
 
 
+cdef int _convolve_back(const rn_poincare_conv *call, np.ndarray images, np.ndarray matrix, tuple planes, np.ndarray g, np.ndarray dx, np.ndarray sums, bint wide):
+    cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
+    cdef object dtype = numpy.float32 if single and not wide else numpy.float64
+    cdef np.ndarray slope, offset, power, cosh
+    slope, offset, power, cosh = (each.astype(dtype, copy=False) for each in planes)
+    matrix = (<object> matrix).astype(dtype, copy=False)
+    cdef void *source = np.PyArray_DATA(images)
+    cdef void *of = np.PyArray_DATA(matrix)
+    cdef void *a = np.PyArray_DATA(slope)
+    cdef void *b = np.PyArray_DATA(offset)
+    cdef void *e = np.PyArray_DATA(power)
+    cdef void *f = np.PyArray_DATA(cosh)
+    cdef void *given = np.PyArray_DATA(g)
+    cdef void *to = np.PyArray_DATA(dx)
+    cdef double *total = <double *> np.PyArray_DATA(sums)
+    cdef const rn_poincare_image_table *table = rn_poincare_image()
+    cdef int failed
+    with nogil:
+        if not single:
+            failed = table.conv2d_back_f64(call, <const double *> source, <const double *> of, <const double *> a, <const double *> b, <const double *> e, <const double *> f, <const double *> given, <double *> to, total)
+        elif wide:
+            failed = table.conv2d_back_wide(call, <const float *> source, <const double *> of, <const double *> a, <const double *> b, <const double *> e, <const double *> f, <const float *> given, <float *> to, total)
+        else:
+            failed = table.conv2d_back_f32(call, <const float *> source, <const float *> of, <const float *> a, <const float *> b, <const float *> e, <const float *> f, <const float *> given, <float *> to, total)
+    return failed
+
+
 cdef np.ndarray _pixels_first(np.ndarray x):
     """Rows (..., N, n) as (..., n, N): a pixel's coordinates lie apart, neighbouring pixels together."""
     return _in_order(numpy.swapaxes(x, -1, -2))
@@ -234,6 +335,7 @@ cdef np.ndarray _pixels_first(np.ndarray x):
 
 cdef np.ndarray _images_of(np.ndarray x, rn_poincare_pixels *pixels):
     """Points (N, C) or (N, C, H, W) as images of pixels; the former as one image (C, N)."""
+    pixels.by_rows = 0
     if np.PyArray_NDIM(x) == 2:
         pixels.images, pixels.channels, pixels.area = 1, np.PyArray_DIM(x, 1), np.PyArray_DIM(x, 0)
         return _pixels_first(x)
@@ -242,21 +344,34 @@ cdef np.ndarray _images_of(np.ndarray x, rn_poincare_pixels *pixels):
     return _contiguous(x)
 
 
-cdef int _gather(const rn_poincare_pixels *pixels, np.ndarray x, size_t at, np.ndarray weights, bint variance, rn_poincare_midpoint *to):
-    cdef const rn_poincare_image_table *table = rn_poincare_image()
-    cdef char *points = <char *> np.PyArray_DATA(x)
-    cdef char *of = NULL if weights is None else <char *> np.PyArray_DATA(weights)
+cdef int _gather(const rn_poincare_pixels *pixels, np.ndarray x, rn_poincare_midpoint *to):
+    """Midpoint and variance of all pixels."""
+    cdef void *points = np.PyArray_DATA(x)
     cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
-    cdef size_t item = np.PyArray_ITEMSIZE(x), count = pixels.images * pixels.area
     cdef int failed
-    points += at * count * pixels.channels * item
-    if of != NULL:
-        of += at * count * item
     with nogil:
         if single:
-            failed = table.midpoint_f32(pixels, <const float *> points, <const float *> of, variance, to)
+            failed = rn_poincare_image().midpoint_f32(pixels, <const float *> points, NULL, 1, to)
         else:
-            failed = table.midpoint_f64(pixels, <const double *> points, <const double *> of, variance, to)
+            failed = rn_poincare_image().midpoint_f64(pixels, <const double *> points, NULL, 1, to)
+    if failed & MEMORY:
+        raise MemoryError("midpoint_statistics: no memory for the points' masses")
+    return failed
+
+
+cdef int _gather_sets(const rn_poincare_pixels *pixels, size_t sets, np.ndarray x, np.ndarray weights, np.ndarray middles, np.ndarray gaps):
+    """Midpoints of sets of points."""
+    cdef void *points = np.PyArray_DATA(x)
+    cdef void *of = NULL if weights is None else np.PyArray_DATA(weights)
+    cdef double *to = <double *> np.PyArray_DATA(middles)
+    cdef double *beyond = <double *> np.PyArray_DATA(gaps)
+    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    cdef int failed
+    with nogil:
+        if single:
+            failed = rn_poincare_image().midpoints_f32(pixels, sets, <const float *> points, <const float *> of, to, beyond)
+        else:
+            failed = rn_poincare_image().midpoints_f64(pixels, sets, <const double *> points, <const double *> of, to, beyond)
     if failed & MEMORY:
         raise MemoryError("midpoint: no memory for the points' masses")
     return failed
@@ -274,12 +389,10 @@ def midpoint(x, curvature, weights=None, *, check=True, out=None):
     """Gyromidpoint; see :func:`refnorm.poincare.midpoint`. ``out`` takes the result."""
     cdef np.ndarray points = _float_array(x, "x")
     cdef np.ndarray of = None if weights is None else _float_array(weights, "weights")
-    cdef double c = _curvature(curvature, False), gap = 1
-    cdef int ndim = np.PyArray_NDIM(points), failed = 0
+    cdef double c = _curvature(curvature, False)
+    cdef int ndim = np.PyArray_NDIM(points)
     cdef rn_poincare_pixels pixels
-    cdef rn_poincare_midpoint to
-    cdef np.ndarray wide
-    cdef size_t i, sets
+    cdef np.ndarray wide, gaps
 
     def fallback():
         return _store(reference.midpoint(x, curvature, weights, check=check), out)
@@ -296,15 +409,11 @@ def midpoint(x, curvature, weights=None, *, check=True, out=None):
     if out is not None:
         _check_out(out, numpy.broadcast_to(numpy.empty(1, points.dtype), (<object> wide).shape))
     pixels.images, pixels.channels, pixels.area, pixels.curvature = 1, shape[ndim - 1], shape[ndim - 2], c
-    sets = np.PyArray_SIZE(wide) // pixels.channels
-    turned = _pixels_first(points)
-    for i in range(sets):
-        to.middle = <double *> np.PyArray_DATA(wide) + i * pixels.channels
-        failed |= _gather(&pixels, turned, i, of, False, &to)
-        gap = min(gap, to.gap)
-    if failed & OUTSIDE and check:
+    pixels.by_rows = 1
+    gaps = numpy.empty(np.PyArray_SIZE(wide) // shape[ndim - 1])
+    if gaps.size and _gather_sets(&pixels, gaps.size, _contiguous(points), of, wide, gaps) and check:
         return fallback()
-    return _store(_rounded(wide, gap, c, points.dtype), out)
+    return _store(_rounded(wide, gaps.min(initial=1.0), c, points.dtype), out)
 
 
 cdef _statistics(np.ndarray points, double c, np.ndarray middle, rn_poincare_pixels *pixels, rn_poincare_midpoint *to):
@@ -312,7 +421,7 @@ cdef _statistics(np.ndarray points, double c, np.ndarray middle, rn_poincare_pix
     images = _images_of(points, pixels)
     pixels.curvature = c
     to.middle = <double *> np.PyArray_DATA(middle)
-    return images, _gather(pixels, images, 0, None, True, to)
+    return images, _gather(pixels, images, to)
 
 
 cdef bint _is_batch(np.ndarray points) noexcept:
@@ -432,45 +541,106 @@ cdef int _run_normalize(const rn_poincare_pixels *pixels, np.ndarray images, con
     return failed
 
 
+cdef class _Pooling:
+    """The checked arguments of average pooling."""
+
+    cdef rn_poincare_conv call
+    cdef np.ndarray images
+    cdef tuple shape
+
+    @staticmethod
+    cdef _Pooling of(x, curvature, size, stride, bint project):
+        """None where the reference has to look at the arguments."""
+        cdef _Pooling self = _Pooling.__new__(_Pooling)
+        cdef np.ndarray images = _float_array(x, "x")
+        cdef double c = _curvature(curvature, False)
+        cdef tuple window = _pair(size, 1), step = window if stride is None else _pair(stride, 1)
+        if (c == 0 or window is None or step is None or np.PyArray_NDIM(images) != 4 or 0 in (<object> images).shape[1:]
+                or np.PyArray_DIM(images, 2) < window[0] or np.PyArray_DIM(images, 3) < window[1]):
+            return None
+        self.images = _contiguous(images)
+        self.call.images, self.call.channels, self.call.height, self.call.width = (<object> images).shape
+        self.call.rows, self.call.columns = window
+        self.call.down, self.call.across = step
+        self.call.out_height = (self.call.height - self.call.rows) // self.call.down + 1
+        self.call.out_width = (self.call.width - self.call.columns) // self.call.across + 1
+        self.call.curvature = c
+        self.call.margin = reference._ball.PROJECTION_MARGIN[images.dtype] if project else -1.0
+        self.shape = (self.call.images, self.call.channels, self.call.out_height, self.call.out_width)
+        return self
+
+    cdef bint forward(self, np.ndarray y) except -1:
+        """Fill in the result; return whether a point lies outside."""
+        cdef void *source = np.PyArray_DATA(self.images)
+        cdef void *to = np.PyArray_DATA(y)
+        cdef bint single = np.PyArray_TYPE(y) == np.NPY_FLOAT
+        cdef const rn_poincare_conv *call = &self.call
+        cdef int failed
+        with nogil:
+            if single:
+                failed = rn_poincare_image().avg_pool2d_f32(call, <const float *> source, <float *> to)
+            else:
+                failed = rn_poincare_image().avg_pool2d_f64(call, <const double *> source, <double *> to)
+        if failed & MEMORY:
+            raise MemoryError("avg_pool2d: no memory for the logarithms of an image")
+        return failed & OUTSIDE
+
+    cdef backward(self, dy, curvature_dtype):
+        """Cotangents of images and curvature."""
+        cdef np.ndarray g = _cotangent(dy, self.shape, self.images.dtype), dx = _fresh(self.images)
+        cdef np.ndarray results = numpy.zeros((self.call.images, 2))
+        cdef void *source = np.PyArray_DATA(self.images)
+        cdef void *given = np.PyArray_DATA(g)
+        cdef void *to = np.PyArray_DATA(dx)
+        cdef double *sums = <double *> np.PyArray_DATA(results)
+        cdef bint single = np.PyArray_TYPE(dx) == np.NPY_FLOAT
+        cdef const rn_poincare_conv *call = &self.call
+        cdef int failed
+        with nogil:
+            if single:
+                failed = rn_poincare_image().avg_pool2d_back_f32(call, <const float *> source, <const float *> given, <float *> to, sums)
+            else:
+                failed = rn_poincare_image().avg_pool2d_back_f64(call, <const double *> source, <const double *> given, <double *> to, sums)
+        if failed:
+            raise MemoryError("avg_pool2d: no memory for the cotangents of an image")
+        along, total = results.sum(axis=0)
+        return dx, numpy.asarray((along - total) / (2 * self.call.curvature), curvature_dtype)
+
+
 def avg_pool2d(x, curvature, *, size, stride=None, check=True, project=True, out=None):
     """Average pooling of logarithms; see :func:`refnorm.poincare.avg_pool2d`. ``out`` takes the result."""
-    cdef np.ndarray images = _float_array(x, "x"), y
-    cdef rn_poincare_conv call
-    cdef double c = _curvature(curvature, False)
-    cdef tuple window = _pair(size, 1), step = window if stride is None else _pair(stride, 1)
-    cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
-    cdef int failed
+    cdef _Pooling layer = _Pooling.of(x, curvature, size, stride, project)
+    if layer is None:
+        return _store(reference.avg_pool2d(x, curvature, size=size, stride=stride, check=check, project=project), out)
+    if out is not None:
+        _check_out(out, numpy.broadcast_to(numpy.empty(1, layer.images.dtype), layer.shape))
+    direct = _direct(out, (layer.images,))
+    cdef np.ndarray y = out if direct else _empty(layer.shape, np.PyArray_TYPE(layer.images))
+    if layer.forward(y) and check:
+        return reference.avg_pool2d(x, curvature, size=size, stride=stride, project=project)
+    return out if direct else _store(y, out)
+
+
+def avg_pool2d_vjp(x, curvature, *, size, stride=None, check=True, project=True):
+    """Average pooling of logarithms and its pullback; see :func:`refnorm.poincare.avg_pool2d_vjp`.
+
+    Notes
+    -----
+    The curvature's cotangent is ``(<dx, x> - <dy, y>) / (2 curvature)``; see :func:`conv2d_vjp`.
+    """
+    cdef _Pooling layer = _Pooling.of(x, curvature, size, stride, project)
 
     def fallback():
-        return _store(reference.avg_pool2d(x, curvature, size=size, stride=stride, check=check, project=project), out)
+        return reference.avg_pool2d_vjp(x, curvature, size=size, stride=stride, check=check, project=project)
 
-    if (c == 0 or window is None or step is None or np.PyArray_NDIM(images) != 4 or 0 in (<object> images).shape[1:]
-            or np.PyArray_DIM(images, 2) < window[0] or np.PyArray_DIM(images, 3) < window[1]):
+    if layer is None:
         return fallback()
-    images = _contiguous(images)
-    call.images, call.channels, call.height, call.width = (<object> images).shape
-    call.rows, call.columns = window
-    call.down, call.across = step
-    call.out_height = (call.height - call.rows) // call.down + 1
-    call.out_width = (call.width - call.columns) // call.across + 1
-    call.curvature = c
-    call.margin = reference._ball.PROJECTION_MARGIN[images.dtype] if project else -1.0
-    cdef tuple shape = (call.images, call.channels, call.out_height, call.out_width)
-    if out is not None:
-        _check_out(out, numpy.broadcast_to(numpy.empty(1, images.dtype), shape))
-    y = out if _direct(out, (images,)) else _empty(shape, np.PyArray_TYPE(images))
-    cdef void *source = np.PyArray_DATA(images)
-    cdef void *to = np.PyArray_DATA(y)
-    with nogil:
-        if single:
-            failed = rn_poincare_image().avg_pool2d_f32(&call, <const float *> source, <float *> to)
-        else:
-            failed = rn_poincare_image().avg_pool2d_f64(&call, <const double *> source, <double *> to)
-    if failed & MEMORY:
-        raise MemoryError("avg_pool2d: no memory for the logarithms of an image")
-    if failed & OUTSIDE and check:
+    layer.images = numpy.array(layer.images)
+    cdef np.ndarray y = _empty(layer.shape, np.PyArray_TYPE(layer.images))
+    if layer.forward(y) and check:
         return fallback()
-    return out if y is out else _store(y, out)
+    given = curvature.dtype if isinstance(curvature, (numpy.ndarray, numpy.generic)) else layer.images.dtype
+    return y, lambda dy: layer.backward(dy, given)
 
 
 cdef np.ndarray _point_wise(np.ndarray x, np.ndarray other, double c, bint check):

@@ -6,8 +6,9 @@ from typing import Any
 
 import refnorm.poincare as reference
 import refnorm_fast.poincare as room
-from refnorm._typing import Array, F, Tree
+from refnorm._typing import Array, F, Pullback, Tree
 from refnorm.poincare._batch_norm import DEFAULT_EPS
+from refnorm.poincare._poincare_resnet import LAYERS
 from refnorm_fast.poincare._image import add_images, normalize_images, relu_images
 
 
@@ -34,7 +35,14 @@ class _Inference:
         return *normalize_images(*args), None
 
 
-INFERENCE = _Inference()
+class _Training:
+    """The network's layers with pullbacks: this package's where it has them, else the reference's."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(room, name, None) or getattr(reference, name, None) or getattr(LAYERS, name)
+
+
+INFERENCE, TRAINING = _Inference(), _Training()
 
 
 def poincare_resnet(
@@ -60,3 +68,23 @@ def poincare_resnet(
     (3, 2)
     """
     return reference.poincare_resnet(params, x, curvature, running, order=order, eps=eps, recompute=recompute, ops=ops)
+
+
+def poincare_resnet_vjp(
+    params: Tree,
+    x: Array[F],
+    curvature: float | Array[F],
+    running: Tree = None,
+    *,
+    order: str = "fr",
+    eps: float = DEFAULT_EPS,
+    recompute: bool = False,
+    ops: Any = TRAINING,
+) -> tuple[Array[F], Pullback]:
+    """Return :func:`poincare_resnet` and its pullback; see :func:`refnorm.poincare.poincare_resnet_vjp`.
+
+    Layers whose pullback has no kernel are the reference's.
+    """
+    return reference.poincare_resnet_vjp(
+        params, x, curvature, running, order=order, eps=eps, recompute=recompute, ops=ops
+    )

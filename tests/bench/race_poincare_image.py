@@ -22,6 +22,7 @@ def races() -> list[dict]:
     import refnorm_fast.poincare as fast
 
     found = [convolution(fast, *setting) for setting in CONVOLUTIONS]
+    found += [convolution_gradient(fast, *setting) for setting in CONVOLUTIONS]
     for shape in BATCHES:
         found += [batch_norm(fast, shape, inference=False), batch_norm(fast, shape, inference=True)]
     found += [midpoint(fast, *setting) for setting in SETS]
@@ -117,6 +118,52 @@ def convolution(fast, shape: tuple[int, int, int, int], outputs: int) -> dict:
     return race(
         "poincare/conv2d", "convolution 3x3", size, candidates, truth, exact,
         4 * (x.size + weight.size + out.size), 2 * pixels * entries * outputs,
+    )  # fmt: skip
+
+
+def convolution_gradient(fast, shape: tuple[int, int, int, int], outputs: int) -> dict:
+    """Forward and backward: the cotangents of image, weight and bias for a given one of the result."""
+    from refnorm import nn
+    from refnorm.poincare import conv2d_vjp
+
+    rng = np.random.default_rng(0)
+    x, entries = images(rng, shape), 9 * shape[1]
+    weight = (rng.standard_normal((entries, outputs)) / (2 * np.sqrt(entries))).astype(np.float32)
+    bias = (0.1 * rng.standard_normal(outputs)).astype(np.float32)
+    filters = np.ascontiguousarray(weight.T.reshape(outputs, shape[1], 3, 3))
+    g = rng.standard_normal((shape[0], outputs, *shape[2:])).astype(np.float32)
+    exact = conv2d_vjp(*wide(x, weight, bias), CURVATURE, kernel=3, padding=1)[1](*wide(g))[0]
+    truth = {}
+    candidates = {
+        "refnorm_fast": lambda: fast.conv2d_vjp(x, weight, bias, CURVATURE, kernel=3, padding=1)[1](g)[0],
+    }
+    if hypll := hypll_ball():
+        import torch
+        from hypll.nn import HConvolution2d
+        from hypll.tensors import ManifoldTensor
+
+        ball, _ = hypll
+        layer = HConvolution2d(shape[1], outputs, 3, ball, padding=1)
+        with torch.no_grad():
+            layer.weights.tensor.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(bias))
+        image, cotangent = torch.from_numpy(x).requires_grad_(), torch.from_numpy(g)
+        plain = [image, *(torch.from_numpy(a).requires_grad_() for a in (filters, bias))]
+
+        def with_hypll():
+            y = layer(ManifoldTensor(image, manifold=ball, man_dim=1)).tensor
+            return torch.autograd.grad(y, [image, layer.weights.tensor, layer.bias], cotangent)[0]
+
+        def with_torch():
+            y = torch.nn.functional.conv2d(*plain, padding=1)
+            return torch.autograd.grad(y, plain, cotangent)[0]
+
+        candidates |= {"hypll": with_hypll, "torch, plain convolution": with_torch}
+        plain_pullback = nn.conv2d_vjp(*wide(x, filters, bias), padding=1)[1]
+        truth["torch, plain convolution"] = plain_pullback(*wide(g))[0]
+    return race(
+        "poincare/conv2d", "convolution 3x3, forward and backward", f"{'x'.join(map(str, shape))} to {outputs}",
+        candidates, truth, exact, 4 * (2 * x.size + 2 * weight.size + 2 * g.size), 6 * g.size * entries,
     )  # fmt: skip
 
 

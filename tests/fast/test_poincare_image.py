@@ -154,6 +154,58 @@ def test_conv2d_up_to_the_boundary(
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_conv2d_pullback(window: str, dtype: Any) -> None:
+    options = WINDOWS[window]
+    rng = np.random.default_rng(12)
+    for shape, outputs, reach in (((2, 3, 9, 7), 5, 0.9), ((1, 10, 4, 21), 13, 0.9), ((3, 5, 17, 5), 9, 0.99)):
+        for project in (True, False):
+            x = pixels(rng, shape, dtype, 0.3, reach)
+            weight, bias = layer(rng, entries_of(options, shape[1]), outputs, dtype, 0.3)
+            weight[:, 1] = 0
+            arguments: tuple[Any, ...] = x, weight, bias, np.array(0.3)
+            y, back = fast.conv2d_vjp(*arguments, project=project, **options)
+            expected, reference_back = reference.conv2d_vjp(*arguments, project=project, **options)
+            agree(y, expected, 20)
+            g = np.asarray(rng.standard_normal(y.shape), dtype)
+            # The caller's arrays are his own again.
+            kept = [a.copy() for a in arguments[:3]]
+            for a in arguments[:3]:
+                a[...] = 0
+            for actual, wanted in zip(back(g)[:3], reference_back(g)[:3], strict=True):
+                agree(actual, wanted, 60 if reach == 0.9 else 1000)
+            again = back(g)
+            for actual, wanted in zip(again, back(g), strict=True):
+                np.testing.assert_array_equal(actual, wanted)
+            # Nearly equal sums of <dx, x> and <dy, y> are subtracted.
+            size = float(np.abs(g * y).sum() + np.abs(again[0] * kept[0]).sum()) / 0.3
+            assert again[3].dtype == np.float64
+            np.testing.assert_allclose(again[3], reference_back(g)[3], rtol=0, atol=8 * np.finfo(dtype).eps * size)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_conv2d_pullback_of_any_size(dtype: Any) -> None:
+    rng = np.random.default_rng(13)
+    for channels in (1, 3, 40):
+        for outputs in range(1, 27, 5):
+            for width in (1, 5, 16, 37):
+                x = pixels(rng, (2, channels, 2, width), dtype, 1.0)
+                weight, bias = layer(rng, 3 * channels, outputs, dtype, 1.0)
+                options: dict[str, Any] = {"kernel": (1, 3), "padding": (0, 1)}
+                _, back = fast.conv2d_vjp(x, weight, bias, 1.0, **options)
+                y, reference_back = reference.conv2d_vjp(x, weight, bias, 1.0, **options)
+                g = np.asarray(rng.standard_normal(y.shape), dtype)
+                for actual, wanted in zip(back(g)[:3], reference_back(g)[:3], strict=True):
+                    agree(actual, wanted, 100)
+    large = fast.conv2d_vjp(x, (50 * weight).astype(dtype), bias, 1.0, **options)[1](g)
+    wanted = reference.conv2d_vjp(x, (50 * weight).astype(dtype), bias, 1.0, **options)[1](g)
+    agree(large[0], wanted[0], 3000)
+    agree(large[1], wanted[1], 3000)
+
+
+@pytest.mark.usefixtures("isa")
 def test_golden_values_on_every_level() -> None:
     functions = {f"poincare.{name}": getattr(fast, name) for name in fast.__all__}
     for method in (
@@ -337,6 +389,17 @@ def test_avg_pool2d(dtype: Any, project: bool) -> None:
             options: dict[str, Any] = {"size": size, "stride": stride, "project": project}
             y = fast.avg_pool2d(x, 0.3, **options)
             agree(y, reference.avg_pool2d(x, 0.3, **options), 30)
+            x = pixels(rng, shape, dtype, 0.3, 0.99)
+            y, back = fast.avg_pool2d_vjp(x, np.array(0.3), **options)
+            expected, reference_back = reference.avg_pool2d_vjp(x, np.array(0.3), **options)
+            agree(y, expected, 30)
+            g, kept = np.asarray(rng.standard_normal(y.shape), dtype), x.copy()
+            x[...] = 0
+            (dx, dc), wanted = back(g), reference_back(g)
+            agree(dx, wanted[0], 300)
+            size_of_terms = float(np.abs(g * y).sum() + np.abs(dx * kept).sum()) / 0.3
+            assert dc.dtype == np.float64
+            np.testing.assert_allclose(dc, wanted[1], rtol=0, atol=8 * np.finfo(dtype).eps * size_of_terms)
             assert (gap(np.moveaxis(y, 1, -1).astype(float), 0.3) > 0).all()
 
 
@@ -373,6 +436,12 @@ def test_poincare_resnet(order: str) -> None:
         for given_running in (None, running):
             actual = fast.poincare_resnet(params, x, 0.1, given_running, order=order)
             agree(actual, network.forward(params, x, given_running), 4000)
+            logits, back = fast.poincare_resnet_vjp(params, x, 0.1, given_running, order=order)
+            expected, reference_back = reference.poincare_resnet_vjp(params, x, 0.1, given_running, order=order)
+            agree(logits, expected, 4000)
+            weights = [part(np.ones_like(logits))[0] for part in (back, reference_back)]
+            for name in ("conv", "head"):
+                agree(weights[0][name]["weight"], weights[1][name]["weight"], 40000)
         layers = fast.poincare_resnet(params, x, 0.1, order=order, ops=LAYERS)
         np.testing.assert_array_equal(layers, network.forward(params, x))
 
@@ -475,6 +544,9 @@ W, B = np.full((27, 2), 0.1), np.zeros(2)
         lambda room: room.conv2d(X, W, B, 1.0, kernel=3, stride=0),
         lambda room: room.conv2d(X, W, B, 1.0, kernel=3, padding=-1),
         lambda room: room.conv2d(X[:, :, :2], W, B, 1.0, kernel=3),
+        lambda room: room.conv2d_vjp(10 * X, W, B, 1.0, kernel=3),
+        lambda room: room.conv2d_vjp(X, W[:-1], B, 1.0, kernel=3),
+        lambda room: room.conv2d_vjp(X, W, B, 1.0, kernel=3)[1](X),
         lambda room: room.midpoint(X[0, 0, 0], 1.0),
         lambda room: room.midpoint(X.astype(int), 1.0),
         lambda room: room.midpoint(X[:, :, :0], 1.0),
@@ -537,7 +609,15 @@ def test_numpy_integers_and_extreme_curvatures() -> None:
 
 def test_empty_batches() -> None:
     for room in (reference, fast):
-        assert room.conv2d(X[:0], W, B, 1.0, kernel=3).shape == (0, 2, 2, 2)
+        y, back = room.conv2d_vjp(X[:0], W, B, 1.0, kernel=3)
+        assert y.shape == room.conv2d(X[:0], W, B, 1.0, kernel=3).shape == (0, 2, 2, 2)
+        assert [part.shape for part in back(y)] == [(0, 3, 4, 4), (27, 2), (2,), ()]
+
+
+def gradients(x: AnyArray, weight: AnyArray, bias: AnyArray) -> tuple[AnyArray, ...]:
+    y, back = fast.conv2d_vjp(x, weight, bias, 1.0, kernel=3, stride=2)
+    found: tuple[AnyArray, ...] = back(y)
+    return found
 
 
 def test_result_does_not_depend_on_the_number_of_threads() -> None:
@@ -551,6 +631,7 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
                 results.append(
                     (
                         fast.conv2d(x, weight, bias, 1.0, kernel=3, padding=1),
+                        *gradients(x, weight, bias),
                         fast.midpoint_batch_norm(x, bias[:8], np.array(1, np.float32), 1.0),
                         fast.avg_pool2d(x, 1.0, size=3),
                         *fast.midpoint_statistics(x, 1.0),
