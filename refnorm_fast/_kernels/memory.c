@@ -49,10 +49,12 @@ void *rn_scratch(int slot, size_t bytes) {
 /* ---- blocks -------------------------------------------------------------------------------------------------- */
 
 /* A block carries its size in the 64 bytes before the address handed out. Freed blocks wait in a small table,
- * oldest first out; what they hold beyond `KEPT_BYTES` goes back to the system. Waiting pages are marked MADV_FREE
- * where the system has it: under memory pressure it takes them without asking. */
+ * oldest first out; what they hold beyond `KEPT_BYTES` goes back to the system. Waiting pages of large blocks are marked
+ * MADV_FREE where the system has it: under memory pressure it takes them without asking. The mark interrupts every other
+ * core that runs one of the process's threads, tens of microseconds, which a small block would pay at each call. */
 enum { HEADER = 64, KEPT_BLOCKS = 8, HUGE = 2 << 20 };
 #define KEPT_BYTES ((size_t)512 << 20)
+#define MARKED_BYTES ((size_t)32 << 20)
 
 typedef struct {
     size_t mapped;
@@ -121,7 +123,7 @@ void rn_block_free(void *block) {
         return;
     }
 #ifdef MADV_FREE
-    madvise(header.base, header.mapped, MADV_FREE);
+    if (header.mapped >= MARKED_BYTES) madvise(header.base, header.mapped, MADV_FREE);
 #endif
     pthread_mutex_lock(&blocks_lock);
     while (kept_count == KEPT_BLOCKS || (kept_count > 0 && kept_bytes + header.mapped > KEPT_BYTES)) {

@@ -20,9 +20,11 @@ cdef inline np.ndarray _float_array(x, name):
     return array
 
 
-cdef inline np.ndarray _in_order(np.ndarray x):
-    """`x` in C order and aligned to its items: itself if it is, else a copy. (`numpy.ascontiguousarray` hands back what
-    is contiguous even where it is misaligned.)"""
+cdef inline np.ndarray _in_order(np.ndarray x, dtype=None):
+    """`x` in C order, aligned to its items and, if given, of `dtype`: itself if it is, else a copy. (`ascontiguousarray`
+    hands back what is contiguous even where it is misaligned.)"""
+    if dtype is not None and x.dtype != dtype:
+        return numpy.array(x, dtype=dtype, order="C")
     return x if np.PyArray_ISCARRAY_RO(x) else numpy.array(x, order="C")
 
 

@@ -29,7 +29,6 @@ from refnorm_fast.poincare._core import (
     dist_sq,
     exp0,
     expmap,
-    fully_connected,
     log0,
     logmap,
     mobius_add,

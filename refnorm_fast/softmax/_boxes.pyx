@@ -164,7 +164,7 @@ def soft_nms(boxes, scores, *, method="gaussian", iou_threshold=0.3, sigma=0.5, 
     _checks.non_negative(score_threshold, "score_threshold")
     _checks.non_negative(offset, "offset")
     _checks.one_of(prune, "prune", reference.PRUNE_RULES)
-    cdef np.ndarray classes = _in_order(reference._classes(labels, len(boxes)), dtype=numpy.int64)
+    cdef np.ndarray classes = _in_order(numpy.asarray(reference._classes(labels, len(boxes)), dtype=numpy.int64))
     cdef np.ndarray corners = _side_by_side(boxes)
     cdef np.ndarray current = numpy.array(scores, dtype=numpy.float64, order="C")
     cdef np.ndarray order = numpy.empty(len(boxes), dtype=numpy.int64)

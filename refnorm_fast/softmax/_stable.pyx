@@ -395,7 +395,7 @@ def stablemax_cross_entropy_vjp(logits, target, *, reduction="mean"):
     _checks.shape(classes, "target", (array.shape[0],))
     _checks.one_of(reduction, "reduction", REDUCTIONS)
     _check_counted(reduction, array.shape[0], array.shape[0])
-    cdef np.ndarray labels = _in_order(classes, dtype=numpy.int64)
+    cdef np.ndarray labels = _in_order(numpy.asarray(classes, dtype=numpy.int64))
     cdef _Rows r = _rows_along(array, 1)
     cdef np.ndarray stats = _stats_for(r.rows)
     cdef np.ndarray losses = numpy.empty(r.rows)
