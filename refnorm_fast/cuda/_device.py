@@ -6,8 +6,12 @@ The tests put an emulator in CuPy's place with :func:`using`, so the wrappers th
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.resources
+import os
+import pathlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -20,6 +24,10 @@ Size = tuple[int, int, int]
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """Compiler options of every kernel. Contraction would round differently from what the source says."""
+
+
+NEWEST_ARCHITECTURE = 90
+"""What every NVRTC since CUDA 12 knows. The driver translates it for later GPUs."""
 
 
 class DeviceArray(Protocol):
@@ -92,20 +100,23 @@ def options(dtype: np.dtype[Any]) -> tuple[str, ...]:
 
 
 class CuPyDevice:
-    """CuPy's current device and stream. Kernels are compiled at their first use; CuPy keeps them on disk."""
+    """CuPy's current device and stream. Kernels are compiled at their first use and kept with CuPy's own.
+
+    They are compiled here and not by :class:`cupy.RawModule`, which adds ``-ftz=true``: subnormal float32 numbers
+    would become 0.
+    """
 
     def __init__(self) -> None:
         try:
             self._cupy = importlib.import_module("cupy")
+            self._nvrtc = importlib.import_module("cupy.cuda.nvrtc")
         except ImportError as error:
             raise ImportError(
-                "refnorm_fast.cuda: arrays on a GPU need CuPy, which could not be imported "
-                f"({error}); `pip install refnorm[cuda]` installs it, "
-                "or copy the array to the host for the CPU kernels",
+                f"refnorm_fast.cuda: an array on a GPU needs CuPy, which could not be imported ({error}); "
+                "`pip install refnorm[cuda]` installs it, or copy the array to the host for the CPU kernels",
                 name="cupy",
             ) from None
-        self._functions: dict[tuple[str, str, np.dtype[Any]], Any] = {}
-        self._modules: dict[tuple[str, np.dtype[Any]], Any] = {}
+        self._functions: dict[tuple[int, str, str, np.dtype[Any]], Any] = {}
 
     def adopt(self, x: Any) -> DeviceArray:
         array: DeviceArray = self._cupy.asarray(x)
@@ -137,13 +148,39 @@ class CuPyDevice:
         shared: int,
         arguments: Sequence[Any],
     ) -> None:
-        key = unit, kernel, dtype
+        key = self._cupy.cuda.runtime.getDevice(), unit, kernel, dtype
         function = self._functions.get(key)
         if function is None:
-            if (unit, dtype) not in self._modules:
-                self._modules[unit, dtype] = self._cupy.RawModule(code=source(unit), options=options(dtype))
-            function = self._functions[key] = self._modules[unit, dtype].get_function(kernel)
+            function = self._functions[key] = self._module(unit, dtype).get_function(kernel)
         function(grid, block, tuple(arguments), shared_mem=shared)
+
+    def _module(self, unit: str, dtype: np.dtype[Any]) -> Any:
+        architecture = min(int(self._cupy.cuda.Device().compute_capability), NEWEST_ARCHITECTURE)
+        text, flags = source(unit), (*options(dtype), f"--gpu-architecture=compute_{architecture}")
+        key = "\n".join([text, *flags, str(self._nvrtc.getVersion())])
+        name = f"refnorm-{unit}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.ptx"
+        folder = pathlib.Path(os.environ.get("CUPY_CACHE_DIR") or pathlib.Path.home() / ".cupy" / "kernel_cache")
+        file = folder / name
+        if not file.exists():
+            compiled = ptx(self._nvrtc, text, flags)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as partial:
+                partial.write(compiled)
+            pathlib.Path(partial.name).replace(file)
+        return self._cupy.RawModule(path=str(file))
+
+
+def ptx(nvrtc: Any, text: str, flags: Sequence[str]) -> bytes:
+    """Compile with ``cupy.cuda.nvrtc``."""
+    program = nvrtc.createProgram(text, "kernels.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, tuple(flags))
+        compiled = nvrtc.getPTX(program)
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"refnorm_fast.cuda: {error}\n{nvrtc.getProgramLog(program)}") from None
+    finally:
+        nvrtc.destroyProgram(program)
+    return compiled.encode() if isinstance(compiled, str) else bytes(compiled)
 
 
 _current: Device | None = None

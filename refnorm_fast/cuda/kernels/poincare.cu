@@ -58,6 +58,8 @@ INLINE Wide shuffle(Wide value, int lanes) {
     return other;
 }
 
+static __device__ __noinline__ Wide team_sum(Wide value) { return team_reduce<AddWide>(value); }
+
 INLINE double rounded(Wide sum) {
     double high = sum.b + sum.c, low = sum_error(sum.b, sum.c, high);
     double total = sum.a + high;
@@ -75,7 +77,7 @@ INLINE double gap_of(index_t length, double curvature, double square, F x) {
         sum = wide_add(sum, product);
         sum.b += fma(v, v, -product);
     }
-    sum = team_reduce<AddWide>(sum);
+    sum = team_sum(sum);
     double high = sum.a * curvature, error = fma(sum.a, curvature, -high), gap = 1 - high;
     gap += sum_error(1, -high, gap) - (error + curvature * (sum.b + sum.c));
     if (!(fabs(gap) < (double) (length + 4) * EXACT_GAP)) return gap;
@@ -89,16 +91,21 @@ INLINE double gap_of(index_t length, double curvature, double square, F x) {
             exact = wide_add(wide_add(exact, -product), -fma(parts[k], curvature, -product));
         }
     }
-    return rounded(team_reduce<AddWide>(exact));
+    return rounded(team_sum(exact));
 }
+
+INLINE double two_to(int n) { return __longlong_as_double((long long) (n + 1023) << 52); }
+
+/* value 2^n for |n| <= 1100, in two steps of which the first is exact. */
+INLINE double times_two_to(double value, int n) { return value * two_to(n / 2) * two_to(n - n / 2); }
 
 struct Size { /* of a vector: scaled 2^exponent; no square overflows or underflows */
     double scaled;
     int exponent;
 
-    __device__ __forceinline__ double length() const { return ldexp(scaled, exponent); }
+    __device__ __forceinline__ double length() const { return times_two_to(scaled, exponent); }
     __device__ __forceinline__ double direction(double entry) const { /* entry / length, 0 of the zero vector */
-        return ldexp(entry, -exponent) / (scaled == 0 ? 1 : scaled);
+        return times_two_to(entry, -exponent) / (scaled == 0 ? 1 : scaled);
     }
 };
 
@@ -112,7 +119,7 @@ INLINE Size size_of(index_t length, F x) {
     if (largest - largest == 0) frexp(largest, &size.exponent);
     int down = -size.exponent;
     size.scaled = sqrt(row_sum(length, [&](index_t i) {
-        double entry = ldexp(x(i), down);
+        double entry = times_two_to(x(i), down);
         return entry * entry;
     }));
     return size;
@@ -131,36 +138,40 @@ INLINE Point point_of(index_t length, double curvature, F x, int *outside) {
     return p;
 }
 
-/* ---- functions of one number ---- */
+/* ---- functions of one number: called, since in line they would make up most of the program ---- */
+
+#define FUNCTION static __device__ __noinline__ double
 
 INLINE double ratio(double numerator, double denominator, double limit) { return denominator == 0 ? limit : numerator / denominator; }
-INLINE double tanh_ratio(double s) { return ratio(tanh(s), s, 1); }
-INLINE double artanh_ratio(double s, double gap) { return ratio(asinh(s / sqrt(gap)), s, 1); }
+FUNCTION tanh_of(double s) { return tanh(s); }
+FUNCTION tanh_ratio(double s) { return ratio(tanh_of(s), s, 1); }
+FUNCTION arsinh_of(double s) { return asinh(s); }
+FUNCTION artanh_ratio(double s, double gap) { return ratio(arsinh_of(s / sqrt(gap)), s, 1); }
 
-INLINE double sech_square(double s) { /* cosh itself overflows */
+FUNCTION sech_square(double s) { /* cosh itself overflows */
     double decay = exp(-2 * (s > SATURATED ? SATURATED : s));
     return 4 * decay / ((1 + decay) * (1 + decay));
 }
 
 /* (b cosh b - sinh b) / b^3 as a series in z = b^2: the sum of (2k + 2) / (2k + 3)! z^k, from its last term. */
-INLINE double cosh_excess_factor(double z) {
+FUNCTION cosh_excess_factor(double z) {
     double value = 1;
     for (int k = 9; k > 0; k--) value = 1 + value * z * (1 / (double) (2 * k * (2 * k + 3)));
     return value / 3;
 }
 
-INLINE double tanh_excess(double a) { /* tanh(a) - a */
-    if (!(fabs(a) <= SERIES_LIMIT)) return tanh(a) - a;
+FUNCTION tanh_excess(double a) { /* tanh(a) - a */
+    if (!(fabs(a) <= SERIES_LIMIT)) return tanh_of(a) - a;
     return -a * a * a * cosh_excess_factor(a * a) / cosh(a);
 }
 
-INLINE double tanh_bend(double s) { /* sech^2(s) - tanh(s) / s */
+FUNCTION tanh_bend(double s) { /* sech^2(s) - tanh(s) / s */
     double t = tanh_ratio(s), z = s * s;
     if (!(s <= SERIES_LIMIT)) return sech_square(s) - t;
     return z * (cosh_excess_factor(z) / cosh(s) - t * t);
 }
 
-INLINE double artanh_bend(double s, double gap) { /* 1 / (1 - s^2) - artanh(s) / s */
+FUNCTION artanh_bend(double s, double gap) { /* 1 / (1 - s^2) - artanh(s) / s */
     double z = s * s, value = 56.0 / 57;
     if (!(z <= ARTANH_SERIES_LIMIT)) return 1 / gap - artanh_ratio(s, gap);
     for (int k = 26; k >= 0; k--) value = value * z + (2 * k + 2) / (double) (2 * k + 3);
@@ -388,7 +399,7 @@ KERNEL expmap(const real *x_in, const real *v_in, real *result, int *outside, do
         auto direction = [&](index_t i) { return size.direction(v(i)); };
         double root = sqrt(curvature), t = root * size.length() / start.gap;
         if (t > SATURATED) t = SATURATED;
-        double reach = tanh(t), step_gap = sech_square(t), decay = exp(-2 * t);
+        double reach = tanh_of(t), step_gap = sech_square(t), decay = exp(-2 * t);
         double radius = root * size_of(length, x).length();
         double beyond = reach - radius;
         if (!((reach < radius ? reach : radius) < OUTER)) beyond = start.gap / (1 + radius) - 2 * decay / (1 + decay);
@@ -419,7 +430,7 @@ INLINE Segment segment_of(index_t length, double curvature, X x, Y y, int *outsi
     s.straight = size_of(length, [&](index_t i) { return y(i) - x(i); });
     s.length = s.straight.length();
     s.denominator = s.x.gap * s.y.gap + curvature * s.length * s.length;
-    s.half_length = asinh(sqrt(curvature) * s.length / sqrt(s.x.gap * s.y.gap));
+    s.half_length = arsinh_of(sqrt(curvature) * s.length / sqrt(s.x.gap * s.y.gap));
     return s;
 }
 
@@ -468,7 +479,7 @@ KERNEL distance_backward(const real *x_in, const real *y_in, const real *dd, rea
         });
         double growth = curvature * (s.x.square / s.x.gap + s.y.square / s.y.gap);
         if (threadIdx.x == 0)
-            dc[r] = g / (curvature * root) * (tanh_excess(s.half_length) + tanh(s.half_length) * growth);
+            dc[r] = g / (curvature * root) * (tanh_excess(s.half_length) + tanh_of(s.half_length) * growth);
     }
 }
 
