@@ -64,6 +64,9 @@ class Device(Protocol):
     def to_host(self, x: DeviceArray) -> AnyArray:
         """Copy an array to a NumPy array, once all kernels before have run."""
 
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
+        """Copy an array to another one of the same shape and dtype."""
+
     def launch(
         self,
         unit: str,
@@ -137,6 +140,9 @@ class CuPyDevice:
     def to_host(self, x: DeviceArray) -> AnyArray:
         array: AnyArray = self._cupy.asnumpy(x)
         return array
+
+    def copy(self, source: DeviceArray, target: Any) -> None:
+        target[...] = source
 
     def launch(
         self,

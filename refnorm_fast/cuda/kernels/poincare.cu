@@ -78,8 +78,8 @@ INLINE double gap_of(index_t length, double curvature, double square, F x) {
         sum.b += fma(v, v, -product);
     }
     sum = team_sum(sum);
-    double high = sum.a * curvature, error = fma(sum.a, curvature, -high), gap = 1 - high;
-    gap += sum_error(1, -high, gap) - (error + curvature * (sum.b + sum.c));
+    double high = sum.a * curvature, error = fma(sum.a, curvature, -high);
+    double gap = (1 - high) - (error + curvature * (sum.b + sum.c));
     if (!(fabs(gap) < (double) (length + 4) * EXACT_GAP)) return gap;
     Wide exact = {threadIdx.x == 0 ? 1.0 : 0.0, 0, 0};
     for (index_t i = threadIdx.x; i < length; i += blockDim.x) {

@@ -98,6 +98,9 @@ class Emulator:
     def to_host(self, x: EmulatedArray) -> np.ndarray[Any, Any]:
         return x.view.copy()
 
+    def copy(self, source: EmulatedArray, target: EmulatedArray) -> None:
+        target.view[...] = source.view
+
     def launch(
         self, unit: str, kernel: str, dtype: Any, grid: Size, block: Size, shared: int, arguments: Sequence[Any]
     ) -> None:

@@ -1,8 +1,8 @@
 /* Runs CUDA kernels on one thread of a CPU, for tests: the part of CUDA C++ that refnorm's kernels use.
  *
  * The threads of a block are fibers; blocks run one after another. A fiber runs until it waits at a barrier, and a shuffle is
- * two barriers of its warp. The order in which fibers take turns is the caller's choice (0 ascending, 1 descending), so that
- * a missing __syncthreads shows as a difference between two runs. A barrier that not all threads reach is an error, dynamic
+ * two barriers of its warp. A warp runs as far ahead of the others as it can, and the order of warps and of lanes is the
+ * caller's choice (0 ascending, 1 descending), so that a missing barrier shows as a wrong result in one of two runs. A barrier that not all threads reach is an error, dynamic
  * shared memory begins as NaN in each block, and writing past its end is an error. */
 #ifndef CUDA_EMULATOR_H
 #define CUDA_EMULATOR_H
@@ -114,15 +114,22 @@ static bool run_block(int order) { /* false: some threads wait at a barrier that
         prepare(fibers[i], stacks + i * STACK, fiber);
     }
     while (left > 0) {
-        progress = false;
-        for (unsigned turn = 0; turn < count; turn++) {
-            current = order == 0 ? turn : count - 1 - turn;
-            if (done[current]) continue;
-            threadIdx = {current % blockDim.x, current / blockDim.x % blockDim.y, current / (blockDim.x * blockDim.y)};
-            switch_to(scheduler, fibers[current]);
-            left -= done[current];
+        bool stuck = true;
+        for (unsigned turn = 0; turn < count / 32; turn++) {
+            unsigned warp = order == 0 ? turn : count / 32 - 1 - turn;
+            do {
+                progress = false;
+                for (unsigned lane = 0; lane < 32; lane++) {
+                    current = warp * 32 + (order == 0 ? lane : 31 - lane);
+                    if (done[current]) continue;
+                    threadIdx = {current % blockDim.x, current / blockDim.x % blockDim.y, current / (blockDim.x * blockDim.y)};
+                    switch_to(scheduler, fibers[current]);
+                    left -= done[current];
+                }
+                stuck &= !progress;
+            } while (progress);
         }
-        if (!progress) return false;
+        if (stuck) return false;
     }
     return true;
 }
