@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import os
 import re
 import sys
@@ -22,6 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from bench import standings  # noqa: E402
 
 
 def catalogue_part() -> str:
@@ -54,46 +56,30 @@ def tour_part(current: str) -> str:
     return f"```python\n{code}```\n\nprints\n\n```text\n{printed.getvalue()}```"
 
 
-def is_peer(label: str) -> bool:
-    """Whether a candidate does the same thing and is not ours: not a yardstick such as a plain copy."""
-    return not (label.startswith(("refnorm", "two_pass", "three_pass", "online", "copy")) or "plain" in label)
-
-
 def speed_part() -> str:
     """One row a race's name: the best peer at each shape, the ratios' geometric mean and the worst."""
-    path = ROOT / "docs" / "_data" / "race.json"
-    if not path.is_file():
+    data = standings.load()
+    entries = standings.standings(data["races"])
+    if not entries:
         return "No race has been run."
-    data = json.loads(path.read_text())
-    groups: dict[tuple[str, str], list[tuple[str, float, str, str]]] = {}
-    for race in data["races"]:
-        results, errors = race["results"], race["accuracy"]
-        peers = {label: entry for label, entry in results.items() if is_peer(label)}
-        if not peers:
-            continue
-        best = min(peers, key=lambda label: peers[label]["median_ms"])
-        for ours in (race["ours"], "refnorm_fast, int8"):
-            if ours not in results:
-                continue
-            if ours == race["ours"]:
-                ratio = peers[best]["ratio"]
-            else:
-                ratio = peers[best]["median_ms"] / results[ours]["median_ms"]
-            accuracy = f"{errors[ours]:.2g} / {errors[best]:.2g}" if ours in errors and best in errors else "–"
-            name = race["name"] + (" (int8)" if ours != race["ours"] else "")
-            groups.setdefault((race["method"], name), []).append((race["shape"], ratio, best, accuracy))
     rows = [
         "| kernel | shapes | times the best peer | least | errors there, ours / peer's |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for (_, name), entries in groups.items():
-        mean = math.exp(sum(math.log(ratio) for _, ratio, _, _ in entries) / len(entries))
-        shape, least, best, accuracy = min(entries, key=lambda entry: entry[1])
-        rows.append(f"| {name} | {len(entries)} | {mean:.2f} | {least:.2f} at {shape}, {best} | {accuracy} |")
+    for (_, name), group in standings.by_kernel(entries).items():
+        least = min(group, key=lambda entry: entry.ratio)
+        accuracy = f"{least.errors[0]:.2g} / {least.errors[1]:.2g}" if least.errors else "–"
+        rows.append(
+            f"| {name} | {len(group)} | {standings.geometric_mean(group):.2f} "
+            f"| {least.ratio:.2f} at {least.shape}, {least.peer} | {accuracy} |"
+        )
+    slower = sum(entry.ratio < 0.95 for entry in entries)
     return (
         f"Measured with `{data['command']}` on {data['machine']}, {data['threads']} threads; a NumPy copy moves "
         f"{data['copy_gb_per_s']:.0f} GB/s there. Ratios above 1 mean that the kernel is faster than the fastest peer "
-        "of that shape: their geometric mean over the shapes, and the least. The full tables, with the spread of each "
+        f"of that shape. Over all {len(entries)} races the geometric mean is {standings.geometric_mean(entries):.2f}; "
+        f"{slower} of them are below 0.95. The rows give the geometric mean over a kernel's shapes, and the least. "
+        "The full tables, with the spread of each "
         "ratio, the floors and the units of the errors, stand in the chapters and on the book's page of races.\n\n"
         + "\n".join(rows)
     )

@@ -1,6 +1,19 @@
 """Shared building blocks of networks: linear and convolutional layers, activations, pooling, embedding."""
 
-from refnorm.nn._activations import gelu, gelu_vjp, relu, relu_vjp
+from refnorm.nn._activations import (
+    erf,
+    erf_vjp,
+    gelu,
+    gelu_vjp,
+    relu,
+    relu_vjp,
+    sigmoid,
+    sigmoid_vjp,
+    silu,
+    silu_vjp,
+    softplus,
+    softplus_vjp,
+)
 from refnorm.nn._conv2d import conv2d, conv2d_vjp
 from refnorm.nn._embedding import embedding, embedding_vjp
 from refnorm.nn._linear import linear, linear_vjp
@@ -13,6 +26,8 @@ __all__ = [
     "conv2d_vjp",
     "embedding",
     "embedding_vjp",
+    "erf",
+    "erf_vjp",
     "gelu",
     "gelu_vjp",
     "linear",
@@ -21,4 +36,10 @@ __all__ = [
     "max_pool2d_vjp",
     "relu",
     "relu_vjp",
+    "sigmoid",
+    "sigmoid_vjp",
+    "silu",
+    "silu_vjp",
+    "softplus",
+    "softplus_vjp",
 ]

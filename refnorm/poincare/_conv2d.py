@@ -238,7 +238,7 @@ def conv2d_vjp(
     lengths = _patch_lengths(padded, size, step)
     joined = _join(lengths, c, PROJECTION_MARGIN[frame.dtype] if project else None)
     # The joined patch is a multiple of the unfolded one, so its inner products are multiples, too.
-    inner = joined.stretch * (_unfold(padded, size, step) @ planes.unit.T).reshape(*lengths.shape[:3], -1)
+    inner = joined.stretch * (_unfold(padded, size, step) @ planes.unit.T).reshape(*lengths.shape[:3], len(planes.unit))
     y, back_layer = connect(inner, joined.gap, planes, c)
     y, back_projection = clip(y, frame, project)
     result = frame.reshaped((len(x), y.shape[3], *y.shape[1:3]), 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,18 @@ INITS = (*IDENTITIES, "baseline")
 STRIDES = (1, 2, 2)
 SMALLEST_GAIN = 1e-3
 """Where ``constrain`` stops a normalization's gain, which must stay positive."""
+
+LAYERS = SimpleNamespace(
+    exp0_vjp=exp0_vjp,
+    conv2d_vjp=conv2d_vjp,
+    normalize=normalize,
+    relu_vjp=relu_vjp,
+    residual_add_vjp=residual_add_vjp,
+    avg_pool2d_vjp=avg_pool2d_vjp,
+    fully_connected_vjp=fully_connected_vjp,
+    log0_vjp=log0_vjp,
+)
+"""The layers that the network is made of. Other implementations offer the same names."""
 
 Back = Pullback
 """A layer's pullback within the network: cotangents of the input, of its parameters, (of its statistics,) and of
@@ -223,7 +236,7 @@ class PoincareResNet:
         return {**params, "norm": bounded(params["norm"]), "blocks": blocks}
 
     def _setting(self) -> _Setting:
-        return _Setting(self.curvature, self.order, self.eps, self.recompute)
+        return _Setting(self.curvature, self.order, self.eps, self.recompute, LAYERS)
 
     def _image(self, x: Any) -> AnyArray:
         image = _checks.float_array(x, "x", ndim=4)
@@ -263,6 +276,7 @@ def poincare_resnet(
     order: str = "fr",
     eps: float = DEFAULT_EPS,
     recompute: bool = False,
+    ops: Any = LAYERS,
 ) -> Array[F]:
     """Return the logits of a Poincaré residual network.
 
@@ -282,6 +296,8 @@ def poincare_resnet(
         Of the normalizations.
     recompute : bool
         Whether the pullback keeps the layers' arguments only, and runs the layers again.
+    ops : object, optional
+        Other implementations of the layers, with the attributes of ``LAYERS``.
 
     Returns
     -------
@@ -304,7 +320,7 @@ def poincare_resnet(
     >>> poincare_resnet(params, np.ones((3, 1, 8, 8)), 0.1).shape
     (3, 2)
     """
-    return poincare_resnet_vjp(params, x, curvature, running, order=order, eps=eps, recompute=recompute)[0]
+    return poincare_resnet_vjp(params, x, curvature, running, order=order, eps=eps, recompute=recompute, ops=ops)[0]
 
 
 def poincare_resnet_vjp(
@@ -316,13 +332,14 @@ def poincare_resnet_vjp(
     order: str = "fr",
     eps: float = DEFAULT_EPS,
     recompute: bool = False,
+    ops: Any = LAYERS,
 ) -> tuple[Array[F], Pullback]:
     """Return :func:`poincare_resnet` and its pullback ``dlogits -> (dparams, dx, dcurvature, drunning)``.
 
     The last entry is ``None`` without running statistics. Parameters, errors and references are those of
     :func:`poincare_resnet`.
     """
-    logits, _, pullback = _run(params, x, running, _Setting(curvature, order, eps, recompute))
+    logits, _, pullback = _run(params, x, running, _Setting(curvature, order, eps, recompute, ops))
     return logits, pullback
 
 
@@ -334,6 +351,7 @@ class _Setting:
     order: str
     eps: float
     recompute: bool
+    ops: Any
 
     def layer(self, f_vjp: Callable[..., tuple[Any, Pullback]], *args: Any, **options: Any) -> Any:
         """Call a layer; with ``recompute`` its pullback keeps the arguments only and runs the layer again."""
@@ -346,10 +364,10 @@ class _Setting:
 def _run(params: Tree, x: Any, running: Tree, to: _Setting) -> tuple[AnyArray, Tree, Pullback]:
     x = _checks.float_array(x, "x", ndim=4)
     given: Tree = running or {"norm": None, "blocks": [None] * len(params["blocks"])}
-    y, back_exp = to.layer(exp0_vjp, x, to.curvature, axis=1)
+    y, back_exp = to.layer(to.ops.exp0_vjp, x, to.curvature, axis=1)
     y, back_conv = _conv(params["conv"], y, to)
     y, seen, back_norm = _norm(params["norm"], y, given["norm"], to)
-    y, back_relu = to.layer(relu_vjp, y, to.curvature, axis=1)
+    y, back_relu = to.layer(to.ops.relu_vjp, y, to.curvature, axis=1)
     statistics, backs = [], []
     for block, block_given in zip(params["blocks"], given["blocks"], strict=True):
         y, block_seen, back = _block(block, y, block_given, to)
@@ -383,12 +401,12 @@ def _block(params: Tree, x: AnyArray, running: Tree, to: _Setting) -> tuple[AnyA
     stride = 2 if "shortcut" in params else 1
     y, back_conv1 = _conv(params["conv1"], x, to, stride=stride)
     y, seen1, back_norm1 = _norm(params["norm1"], y, running["norm1"], to)
-    y, back_relu1 = to.layer(relu_vjp, y, to.curvature, axis=1)
+    y, back_relu1 = to.layer(to.ops.relu_vjp, y, to.curvature, axis=1)
     y, back_conv2 = _conv(params["conv2"], y, to)
     y, seen2, back_norm2 = _norm(params["norm2"], y, running["norm2"], to)
     skip, back_skip = _skip(params, x, to)
-    y, back_add = to.layer(residual_add_vjp, y, skip, to.curvature, order=to.order, axis=1)
-    y, back_relu2 = to.layer(relu_vjp, y, to.curvature, axis=1)
+    y, back_add = to.layer(to.ops.residual_add_vjp, y, skip, to.curvature, order=to.order, axis=1)
+    y, back_relu2 = to.layer(to.ops.relu_vjp, y, to.curvature, axis=1)
 
     def back(dy: AnyArray) -> tuple[AnyArray, Tree, Tree, AnyArray]:
         dy, dc_relu2 = back_relu2(dy)
@@ -422,7 +440,7 @@ def _skip(params: Tree, x: AnyArray, to: _Setting) -> tuple[AnyArray, Back]:
 def _conv(params: Tree, x: AnyArray, to: _Setting, *, kernel: int = 3, stride: int = 1) -> tuple[AnyArray, Back]:
     weight, bias = params["weight"], params["bias"]
     options = {"kernel": kernel, "stride": stride, "padding": kernel // 2}
-    y, pullback = to.layer(conv2d_vjp, x, weight, bias, to.curvature, **options)
+    y, pullback = to.layer(to.ops.conv2d_vjp, x, weight, bias, to.curvature, **options)
 
     def back(dy: AnyArray) -> tuple[AnyArray, Tree, AnyArray]:
         dx, dweight, dbias, dc = pullback(dy)
@@ -433,7 +451,9 @@ def _conv(params: Tree, x: AnyArray, to: _Setting, *, kernel: int = 3, stride: i
 
 def _norm(params: Tree, x: AnyArray, running: Tree, to: _Setting) -> tuple[AnyArray, Tree, Back]:
     mean, var = (None, None) if running is None else (running["mean"], running["var"])
-    (y, used), pullback = to.layer(_normalized, x, params["bias"], params["gain"], to.curvature, mean, var, to.eps)
+    (y, used), pullback = to.layer(
+        _normalized, to.ops, x, params["bias"], params["gain"], to.curvature, mean, var, to.eps
+    )
 
     def back(dy: AnyArray) -> tuple[AnyArray, Tree, Tree, AnyArray]:
         dx, dbias, dgain, dc, dmean, dvar = pullback(dy)
@@ -443,16 +463,16 @@ def _norm(params: Tree, x: AnyArray, running: Tree, to: _Setting) -> tuple[AnyAr
 
 
 def _normalized(
-    x: AnyArray, bias: AnyArray, gain: AnyArray, curvature: Any, mean: Any, var: Any, eps: float
+    ops: Any, x: AnyArray, bias: AnyArray, gain: AnyArray, curvature: Any, mean: Any, var: Any, eps: float
 ) -> tuple[Any, Pullback]:
-    y, used, pullback = normalize(x, bias, gain, curvature, mean, var, eps, True, True)
+    y, used, pullback = ops.normalize(x, bias, gain, curvature, mean, var, eps, True, True)
     return (y, used), pullback
 
 
 def _head(params: Tree, x: AnyArray, to: _Setting) -> tuple[AnyArray, Back]:
-    pooled, back_pool = avg_pool2d_vjp(x, to.curvature, size=(x.shape[2], x.shape[3]))
-    points, back_layer = fully_connected_vjp(pooled[:, :, 0, 0], params["weight"], params["bias"], to.curvature)
-    logits, back_log = log0_vjp(points, to.curvature)
+    pooled, back_pool = to.ops.avg_pool2d_vjp(x, to.curvature, size=(x.shape[2], x.shape[3]))
+    points, back_layer = to.ops.fully_connected_vjp(pooled[:, :, 0, 0], params["weight"], params["bias"], to.curvature)
+    logits, back_log = to.ops.log0_vjp(points, to.curvature)
 
     def back(dlogits: AnyArray) -> tuple[AnyArray, Tree, AnyArray]:
         dpoints, dc_log = back_log(dlogits)

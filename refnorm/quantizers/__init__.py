@@ -56,6 +56,13 @@ from refnorm.quantizers._half_precision_training import (
     softmax_cross_entropy_lowp_vjp,
     stochastic_round,
 )
+from refnorm.quantizers._int4 import (
+    Int4Weight,
+    dequantize_weight_int4,
+    int4_linear,
+    int4_linear_vjp,
+    quantize_weight_int4,
+)
 from refnorm.quantizers._int8 import (
     absmax_quantize,
     int8_matmul,
@@ -233,6 +240,7 @@ __all__ = [
     "FeedForward",
     "FeedForwardGrids",
     "Frontier",
+    "Int4Weight",
     "Int8Weight",
     "L1BatchNormState",
     "LSTMParams",
@@ -285,6 +293,7 @@ __all__ = [
     "conv2d_lowp_vjp",
     "count_params",
     "dequantize",
+    "dequantize_weight_int4",
     "distill_data",
     "distortion_curves",
     "dominance_margin",
@@ -306,6 +315,8 @@ __all__ = [
     "im2row",
     "im2row_vjp",
     "importance",
+    "int4_linear",
+    "int4_linear_vjp",
     "int8_matmul",
     "int8_matmul_trainable",
     "int8_matmul_trainable_vjp",
@@ -358,6 +369,7 @@ __all__ = [
     "quantize",
     "quantize_coefficients",
     "quantize_weight",
+    "quantize_weight_int4",
     "quantized_feed_forward",
     "quantized_feed_forward_vjp",
     "range_fake_quantize",

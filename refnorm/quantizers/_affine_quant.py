@@ -33,6 +33,10 @@ METHOD = Method(
         "smooth_init",
         "AffineQuantResult",
         "fit_affine_quant",
+        "Int4Weight",
+        "quantize_weight_int4",
+        "dequantize_weight_int4",
+        "int4_linear",
     ),
     chapter="quantizers/affine_quant",
 )

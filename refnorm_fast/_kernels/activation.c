@@ -1,4 +1,4 @@
-/* ReLU and GELU.
+/* ReLU, GELU, the logistic function with its relatives, and the error function.
  *
  * GELU is x Phi(x). With a = |x| and E = Phi(-a) it is x E for negative x and x - x E for the others, which loses no
  * digits anywhere. E = exp(-a^2 / 2) R(a), where R(a) (a + c) is smooth up to infinity as a function of
@@ -97,27 +97,184 @@ RN_INLINE vf64 gelu_slope(const int function, const int long_form, vf64 x) {
     return p + slope;
 }
 
+/* ---- the logistic function and its relatives -------------------------------------------------------------------- */
+
+/* (atanh(s) / s - 1) / s^2 as a polynomial in s^2 <= 1/9, by interpolation at Chebyshev nodes: s^2 times its error is
+ * below 2^-31, and below 2^-62 in float64. */
+static const float atanh_short[5] = {
+    0x1.555556p-2f, 0x1.9998d4p-3f, 0x1.24c926p-3f, 0x1.bc8cf8p-4f, 0x1.dba26p-4f};
+static const double atanh_long[11] = {
+    0x1.5555555555555p-2, 0x1.9999999999944p-3, 0x1.2492492499d46p-3, 0x1.c71c71bedea97p-4,
+    0x1.745d19937b1fcp-4, 0x1.3b13515f6f9efp-4, 0x1.111abdc8abe16p-4, 0x1.e0a2d581ab68fp-5,
+    0x1.bc37f0140c19ep-5, 0x1.32e0d25c9c761p-5, 0x1.401d3e65cdc48p-4};
+
+/* float32: exp(-120) is below the smallest number even when multiplied by 120. */
+#define VT vf32
+#define VI vi32
+#define V(name) vf32_##name
+#define N(name) name##_vf32
+#define FARTHEST 120.0f
+#define RINT_MAGIC VEC_RINT_MAGIC
+#define ATANH_TERMS 5
+#define atanh_terms atanh_short
+#include "logistic_body.h"
+#undef VT
+#undef VI
+#undef V
+#undef N
+#undef FARTHEST
+#undef RINT_MAGIC
+#undef ATANH_TERMS
+#undef atanh_terms
+
+#define VT vf64
+#define VI vi64
+#define V(name) vf64_##name
+#define N(name) name##_vf64
+#define FARTHEST 780.0
+#define RINT_MAGIC VEC_RINT_MAGIC_WIDE
+#define ATANH_TERMS 11
+#define atanh_terms atanh_long
+#include "logistic_body.h"
+
+/* ---- the error function ------------------------------------------------------------------------------------------ */
+
+/* erf(x) = x + x Q(x^2) up to |x| = 3/4, Q to 2^-35 and 2^-73; above, 1 - erfc(|x|). */
+static const float erf_short[7] = {
+    0x1.06eba8p-3f, -0x1.812746p-2f, 0x1.ce2efep-4f, -0x1.b82706p-6f, 0x1.55e334p-8f, -0x1.b624cap-11f,
+    0x1.8d385p-14f};
+static const double erf_long[13] = {
+    0x1.06eba8214db69p-3, -0x1.812746b0379e7p-2, 0x1.ce2f21a042be1p-4, -0x1.b82ce31288b15p-6,
+    0x1.565bcd0e69235p-8, -0x1.c02db3ffcd5edp-11, 0x1.f9a326ddab89bp-14, -0x1.f4d257aadcd6fp-17,
+    0x1.b9e646f15d720p-20, -0x1.5f6a1cb9cac3bp-23, 0x1.fbb883616d4a1p-27, -0x1.48b588d516d45p-30,
+    0x1.3fda42ac13d26p-34};
+/* -log erfc(a) for 3/4 <= a <= 4, to 2^-28 after the exponential; 1 - erfc(4) rounds to 1. */
+static const float log_erfc[11] = {
+    -0x1.23b5c2p-13f, 0x1.2119acp+0f, 0x1.449410p-1f, 0x1.b79544p-4f, -0x1.8b3484p-6f, 0x1.c81856p-9f,
+    -0x1.e0d152p-14f, -0x1.3c8c20p-14f, 0x1.2de7ecp-16f, -0x1.ed3f2ap-20f, 0x1.455a74p-24f};
+
+RN_INLINE vf32 erf_vf32(vf32 x) {
+    vf32 a = vf32_abs(x), square = x * x, near = vf32_set(erf_short[6]);
+#pragma GCC unroll 6
+    for (int i = 5; i >= 0; i--) near = vf32_fma(near, square, vf32_set(erf_short[i]));
+    near = vf32_fma(x, near, x);
+    vf32 bounded = vf32_min(vf32_set(4.0f), a), power = vf32_set(log_erfc[10]); /* NaN stays */
+#pragma GCC unroll 10
+    for (int i = 9; i >= 0; i--) power = vf32_fma(power, bounded, vf32_set(log_erfc[i]));
+    vf32 far = vf32_copysign(1.0f - vf32_exp(-power), x);
+    return vf32_select(a < 0.75f, near, far);
+}
+
+RN_INLINE vf64 erf_vf64(vf64 x) {
+    vf64 a = vf64_abs(x), square = x * x, near = vf64_set(erf_long[12]), density;
+#pragma GCC unroll 12
+    for (int i = 11; i >= 0; i--) near = vf64_fma(near, square, vf64_set(erf_long[i]));
+    near = vf64_fma(x, near, x);
+    /* erfc(a) = 2 Phi(-a sqrt 2) */
+    vf64 bounded = vf64_min(vf64_set(FAR), a * 1.41421356237309504880);
+    vf64 far = vf64_copysign(1.0 - lower_tail(bounded, vf64_set(2.0), 1, &density), x);
+    return vf64_select(a < 0.75, near, far);
+}
+
+/* 2 / sqrt(pi) exp(-x^2), the square's rounding error carried along. */
+RN_INLINE vf32 erf_slope_vf32(vf32 x) {
+    vf32 near = vf32_min(vf32_set(20.0f), vf32_abs(x)), square = near * near;
+    vf32 density = vf32_exp(-square) * 1.12837916709551257390f;
+#if VEC_HAS_FMA
+    density = vf32_fma(density, -vf32_fma(near, near, -square), density);
+#endif
+    return density;
+}
+RN_INLINE vf64 erf_slope_vf64(vf64 x) {
+    vf64 near = vf64_min(vf64_set(FAR), vf64_abs(x)), square = near * near;
+    vf64 density = vf64_exp(-square) * 1.12837916709551257390;
+#if VEC_HAS_FMA
+    density = vf64_fma(density, -vf64_fma(near, near, -square), density);
+#endif
+    return density;
+}
+
+/* ---- one vector of any of them ----------------------------------------------------------------------------------- */
+
+RN_INLINE vf64 smooth_value_vf64(const int function, vf64 x) {
+    if (function == RN_SIGMOID) return sigmoid_vf64(x);
+    if (function == RN_SILU) return silu_vf64(x);
+    if (function == RN_SOFTPLUS) return softplus_vf64(x);
+    return erf_vf64(x);
+}
+RN_INLINE vf64 smooth_slope_vf64(const int function, vf64 x) {
+    if (function == RN_SIGMOID) return sigmoid_slope_vf64(x);
+    if (function == RN_SILU) return silu_slope_vf64(x);
+    if (function == RN_SOFTPLUS) return sigmoid_vf64(x);
+    return erf_slope_vf64(x);
+}
+#if VEC_HAS_FMA
+/* top / (1 + e) where no result is subnormal: two thirds of the careful form's work, because e itself may be off by a
+ * unit; its product's and the sum's rounding errors are still told to the quotient. */
+RN_INLINE vf32 logistic_quotient(vf32 x, const int times_x) {
+    vf32 minus = -vf32_abs(x), n = vf32_exp_exponent(minus) - VEC_RINT_MAGIC;
+    vf32 e = vf32_ldexp(1.0f + vf32_expm1_core(vf32_exp_reduce(minus, n)), n);
+    vf32 bottom = 1.0f + e, bottom_error = e - (bottom - 1.0f), inverse = 1.0f / bottom;
+    vf32 factor = vf32_select(x < 0.0f, e, vf32_set(1.0f)), top = factor, top_error = vf32_set(0.0f);
+    if (times_x) {
+        top = x * factor;
+        top_error = vf32_fma(x, factor, -top);
+    }
+    vf32 quotient = top * inverse, rest = vf32_fma(-quotient, bottom, top) + top_error;
+    return vf32_fma(vf32_fma(-quotient, bottom_error, rest), inverse, quotient);
+}
+#define ORDINARY 80.0f /* 80 exp(-80) and its correction are normal numbers */
+#endif
+
+RN_INLINE vf32 smooth_value_vf32(const int function, vf32 x) {
+#if VEC_HAS_FMA
+    if (function == RN_SIGMOID || function == RN_SILU) {
+        if (!vi32_any(~(vf32_abs(x) < ORDINARY))) return logistic_quotient(x, function == RN_SILU);
+        return function == RN_SILU ? silu_vf32(x) : sigmoid_vf32(x);
+    }
+    if (function == RN_SOFTPLUS) return softplus_vf32(x);
+    return erf_vf32(x);
+#else
+    /* Without the errors of the quotients the digits come from float64. */
+    return vf32_from_vf64(smooth_value_vf64(function, vf64_low(x)), smooth_value_vf64(function, vf64_high(x)));
+#endif
+}
+RN_INLINE vf32 smooth_slope_vf32(const int function, vf32 x) {
+#if VEC_HAS_FMA
+    if (function == RN_SIGMOID) return sigmoid_slope_vf32(x);
+    if (function == RN_SILU) return silu_slope_vf32(x);
+    if (function == RN_SOFTPLUS) return sigmoid_vf32(x);
+    return erf_slope_vf32(x);
+#else
+    return vf32_from_vf64(smooth_slope_vf64(function, vf64_low(x)), smooth_slope_vf64(function, vf64_high(x)));
+#endif
+}
+
 RN_INLINE vf32 value_vf32(const int function, vf32 x) {
     if (function == RN_RELU) return vf32_max(vf32_set(0), x); /* NaN stays: it is the second argument */
+    if (function > RN_GELU_TANH) return smooth_value_vf32(function, x);
     return vf32_from_vf64(gelu_wide(function, 0, vf64_low(x)), gelu_wide(function, 0, vf64_high(x)));
 }
 RN_INLINE vf64 value_vf64(const int function, vf64 x) {
     if (function == RN_RELU) return vf64_max(vf64_set(0), x);
+    if (function > RN_GELU_TANH) return smooth_value_vf64(function, x);
     return gelu_wide(function, 1, x);
 }
 RN_INLINE vf32 gradient_vf32(const int function, vf32 x, vf32 dy) {
     if (function == RN_RELU) return vf32_select(x <= 0.0f, vf32_set(0), dy); /* NaN lets dy through */
+    if (function > RN_GELU_TANH) return smooth_slope_vf32(function, x) * dy;
     return vf32_from_vf64(gelu_slope(function, 0, vf64_low(x)) * vf64_low(dy),
                           gelu_slope(function, 0, vf64_high(x)) * vf64_high(dy));
 }
 RN_INLINE vf64 gradient_vf64(const int function, vf64 x, vf64 dy) {
     if (function == RN_RELU) return vf64_select(x <= 0.0, vf64_set(0), dy);
+    if (function > RN_GELU_TANH) return smooth_slope_vf64(function, x) * dy;
     return gelu_slope(function, 1, x) * dy;
 }
 
 /* Estimated nanoseconds an entry, and the smallest share of a thread: whole cache lines. */
 static double cost_of(int function, size_t count, double wide) {
-    return (double)count * (function == RN_RELU ? 0.3 : 3.0) * wide;
+    return (double)count * (function == RN_RELU ? 0.3 : function > RN_GELU_TANH ? 1.0 : 3.0) * wide;
 }
 enum { LINE = 64 };
 
@@ -141,6 +298,10 @@ enum { LINE = 64 };
     DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_RELU, relu)                                                   \
     DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_GELU, gelu)                                                   \
     DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_GELU_TANH, gelu_tanh)                                         \
+    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_SIGMOID, sigmoid_whole)                                       \
+    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_SILU, silu_whole)                                             \
+    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_SOFTPLUS, softplus_whole)                                     \
+    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_ERF, erf_whole)                                               \
     static void value_##suffix(int function, const type *x, type *y, size_t count) {                              \
         size_t lines = (count + LINE - 1) / LINE;                                                                 \
         int threads = rn_threads(lines, cost_of(function, count, wide));                                          \
@@ -151,6 +312,10 @@ enum { LINE = 64 };
             if (function == RN_RELU) relu_value_##suffix(x, y, first, last);                                      \
             if (function == RN_GELU) gelu_value_##suffix(x, y, first, last);                                      \
             if (function == RN_GELU_TANH) gelu_tanh_value_##suffix(x, y, first, last);                            \
+            if (function == RN_SIGMOID) sigmoid_whole_value_##suffix(x, y, first, last);                          \
+            if (function == RN_SILU) silu_whole_value_##suffix(x, y, first, last);                                \
+            if (function == RN_SOFTPLUS) softplus_whole_value_##suffix(x, y, first, last);                        \
+            if (function == RN_ERF) erf_whole_value_##suffix(x, y, first, last);                                  \
         }                                                                                                         \
     }                                                                                                             \
     static void gradient_##suffix(int function, const type *x, const type *dy, type *dx, size_t count) {          \
@@ -163,6 +328,10 @@ enum { LINE = 64 };
             if (function == RN_RELU) relu_gradient_##suffix(x, dy, dx, first, last);                              \
             if (function == RN_GELU) gelu_gradient_##suffix(x, dy, dx, first, last);                              \
             if (function == RN_GELU_TANH) gelu_tanh_gradient_##suffix(x, dy, dx, first, last);                    \
+            if (function == RN_SIGMOID) sigmoid_whole_gradient_##suffix(x, dy, dx, first, last);                  \
+            if (function == RN_SILU) silu_whole_gradient_##suffix(x, dy, dx, first, last);                        \
+            if (function == RN_SOFTPLUS) softplus_whole_gradient_##suffix(x, dy, dx, first, last);                \
+            if (function == RN_ERF) erf_whole_gradient_##suffix(x, dy, dx, first, last);                          \
         }                                                                                                         \
     }
 

@@ -4,7 +4,7 @@
 
 #include "dispatch.h"
 
-enum { RN_RELU = 0, RN_GELU, RN_GELU_TANH };
+enum { RN_RELU = 0, RN_GELU, RN_GELU_TANH, RN_SIGMOID, RN_SILU, RN_SOFTPLUS, RN_ERF };
 
 typedef struct {
     /* y = f(x); y may be x. */

@@ -14,7 +14,7 @@
 
 #include "epilogue.h"
 #include "parallel.h"
-#include "vec.h"
+#include "transpose.h"
 
 #if VEC_AVX512
 #define HAVE_BYTE_PAIRS 1
@@ -142,38 +142,6 @@ RN_INLINE void integer_tile(const int way, const int rows, const uint8_t *a, siz
 
 /* ---- exact products ------------------------------------------------------------------------------------------- */
 
-#if VEC_AVX512
-/* 16 rows of 16 lanes, `stride` bytes apart, become 16 vectors PAIRED bytes apart. Pairs of lanes, then pairs of pairs,
- * change places within quarters of a vector, and at last the quarters do. */
-RN_INLINE void transpose(const int8_t *from, size_t stride, int8_t *to) {
-    __m512i a[16], b[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + (size_t)i * stride);
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    /* a[4 g + c]: column 4 quarter + c of rows 4 g to 4 g + 3. */
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), high = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
-        __m512i low2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88), high2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
-        _mm512_storeu_si512(to + (size_t)c * PAIRED, _mm512_shuffle_i32x4(low, low2, 0x88));
-        _mm512_storeu_si512(to + (size_t)(8 + c) * PAIRED, _mm512_shuffle_i32x4(low, low2, 0xdd));
-        _mm512_storeu_si512(to + (size_t)(4 + c) * PAIRED, _mm512_shuffle_i32x4(high, high2, 0x88));
-        _mm512_storeu_si512(to + (size_t)(12 + c) * PAIRED, _mm512_shuffle_i32x4(high, high2, 0xdd));
-    }
-}
-#endif
-
 static void pack(const int8_t *q, size_t q_stride, size_t depth, size_t width, int8_t *packed, int32_t *sums) {
     size_t deep = padded_depth(depth), wide = padded_width(width), whole = depth / 4;
     int threads = rn_threads(wide / COLUMNS, 0.3 * (double)deep * (double)wide);
@@ -196,7 +164,7 @@ static void pack(const int8_t *q, size_t q_stride, size_t depth, size_t width, i
             if (columns == COLUMNS)
                 for (; k + LANES <= whole; k += LANES)
                     for (size_t j = 0; j < COLUMNS; j += LANES)
-                        transpose(q + (n + j) * q_stride + 4 * k, q_stride, panel + k * PAIRED + 4 * j);
+                        transpose_words(q + (n + j) * q_stride + 4 * k, q_stride, panel + k * PAIRED + 4 * j, PAIRED);
 #endif
             for (; k < whole; k++)
                 for (size_t j = 0; j < COLUMNS; j++) {
@@ -396,11 +364,11 @@ RN_INLINE void dot_tile(const int rows, const int columns, const uint8_t *a, siz
             extra[j] = dot_wide(extra[j], half, w[j]);                                            \
         }                                                                                         \
         for (int r = 0; r < rows; r++) {                                                          \
-            vi32 x = vi32_load((const int32_t *)(const void *)(a + (size_t)r * a_stride + k));    \
+            vi32 x = vi32_load_bytes(a + (size_t)r * a_stride + k);                               \
             for (int j = 0; j < columns; j++) sum[r][j] = dot_wide(sum[r][j], x, w[j]);           \
         }                                                                                         \
     } while (0)
-#define WHOLE_BYTES(from) vi32_load((const int32_t *)(const void *)(from))
+#define WHOLE_BYTES(from) vi32_load_bytes(from)
 #define LAST_BYTES(from) bytes_at(from, depth - k)
     for (; k < whole; k += REFNORM_VECTOR_BYTES) DOT_STEP(WHOLE_BYTES);
     if (k < depth) DOT_STEP(LAST_BYTES);

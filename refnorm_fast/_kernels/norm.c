@@ -13,6 +13,7 @@
 #define N(name) name##_f32
 #define WIDE 0
 #include "norm_body.h"
+#include "norm_backward_body.h"
 #undef T
 #undef VT
 #undef LANES
@@ -27,8 +28,10 @@
 #define N(name) name##_f64
 #define WIDE 1
 #include "norm_body.h"
+#include "norm_backward_body.h"
 
-RN_TABLE(norm) = {.norm_f32 = norm_f32,
-                  .norm_f64 = norm_f64,
-                  .norm_backward_f32 = norm_backward_f32,
-                  .norm_backward_f64 = norm_backward_f64};
+#define FUNCTIONS(suffix)                                                                  \
+    .norm_##suffix = norm_##suffix, .norm_backward_##suffix = norm_backward_##suffix,       \
+    .group_norm_##suffix = group_norm_##suffix, .group_norm_backward_##suffix = group_norm_backward_##suffix
+
+RN_TABLE(norm) = {FUNCTIONS(f32), FUNCTIONS(f64)};

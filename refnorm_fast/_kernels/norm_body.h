@@ -172,8 +172,8 @@ typedef struct {
     double centre, low, inv_std;
 } N(line);
 
-static N(line) N(line_of)(int kind, N(moments) m, size_t length, double eps) {
-    if (kind == RN_LAYER_NORM) return (N(line)){m.centre, m.low, 1 / sqrt(m.squares / (double)length + eps)};
+static N(line) N(line_of)(int kind, N(moments) m, size_t length, size_t ddof, double eps) {
+    if (kind == RN_LAYER_NORM) return (N(line)){m.centre, m.low, 1 / sqrt(m.squares / (double)(length - ddof) + eps)};
     if (kind == RN_RMS_NORM) return (N(line)){0, 0, 1 / sqrt(m.squares / (double)length + eps)};
     return (N(line)){m.centre, 0, 1 / sqrt((m.squares + m.centre * m.centre) / (double)(length + 1) + eps)};
 }
@@ -281,39 +281,153 @@ static void N(apply)(int kind, const T *x, const T *gain, const T *bias, T *y, s
 #undef APPLY
 }
 
+/* Gain and bias: row r belongs to group r % groups, whose `channels` gains and biases serve `places` neighbouring entries
+ * each. bias only with gain. */
+typedef struct {
+    const T *gain, *bias;
+    size_t groups, channels, places;
+} N(units);
+
+static const T N(ramp)[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/* The first `count` lanes of a, the others of b. */
+RN_INLINE VT N(first_lanes)(size_t count, VT a, VT b) {
+    return V(select)(V(load)(N(ramp)) < V(set)((T)count), a, b);
+}
+
+/* Entries `at`, ... of a row whose channels have at least LANES places: a vector lies in one channel or across the border of
+ * two. `at` + length is at most the length of the row. */
+RN_INLINE void N(channels_body)(const T *x, const T *gain, const T *bias, T *y, size_t at, size_t length, size_t places,
+                                N(line) line, size_t ahead, int STREAM) {
+    VT high = V(set)((T)line.centre), low = V(set)((T)(line.centre - (double)(T)line.centre + line.low));
+    size_t channel = at / places, left = places - at % places; /* of this channel, from here on */
+#define SCALE(c) V(set)((T)(line.inv_std * (double)gain[c]))
+#define SHIFT(c) V(set)(bias ? bias[c] : 0)
+    VT scale = SCALE(channel), shift = SHIFT(channel);
+    size_t i = 0;
+    /* `count` <= LANES entries from here on, `LOAD`ed and `STORE`d as told; goes on to the next channel if they reach it. */
+#define BORDER(count, LOAD, STORE)                                       \
+    do {                                                                 \
+        VT s = scale, b = shift;                                         \
+        if (left < (count)) {                                            \
+            channel++;                                                   \
+            scale = SCALE(channel), shift = SHIFT(channel);              \
+            s = N(first_lanes)(left, s, scale), b = N(first_lanes)(left, b, shift); \
+            left += places;                                              \
+        }                                                                \
+        VT value = V(fma)((LOAD - high) - low, s, b);                    \
+        STORE;                                                           \
+        i += (count), left -= (count);                                   \
+    } while (0)
+#define STORE_WHOLE(value)              \
+    do {                                \
+        if (STREAM)                     \
+            V(stream)(y + i, value);    \
+        else                            \
+            V(store)(y + i, value);     \
+    } while (0)
+    size_t head = STREAM ? N(head)(y, length) : 0;
+    if (head) BORDER(head, V(load_part)(x, head, 0), V(store_part)(y, head, value));
+    while (i + LANES <= length) {
+        size_t whole = (left < length - i ? left : length - i) / LANES * LANES;
+        for (size_t end = i + whole; i < end; i += LANES) {
+            __builtin_prefetch(x + i + ahead);
+            VT value = V(fma)((V(load)(x + i) - high) - low, scale, shift);
+            STORE_WHOLE(value);
+        }
+        left -= whole;
+        if (i + LANES <= length) BORDER((size_t)LANES, V(load)(x + i), STORE_WHOLE(value));
+    }
+    size_t rest = length - i;
+    if (rest) BORDER(rest, V(load_part)(x + i, rest, 0), V(store_part)(y + i, rest, value));
+#undef STORE_WHOLE
+#undef BORDER
+#undef SCALE
+#undef SHIFT
+}
+
+/* Where a scale could leave the range of T or a deviation's product with it could: x_hat first, in float64. */
+static void N(channels_wide)(const T *x, const T *gain, const T *bias, T *y, size_t at, size_t length, size_t places,
+                             N(line) line) {
+    for (size_t i = 0; i < length; i++) {
+        size_t channel = (at + i) / places;
+        double value = ((double)x[i] - line.centre - line.low) * line.inv_std * (double)gain[channel];
+        y[i] = (T)(bias ? value + (double)bias[channel] : value);
+    }
+}
+
+static int N(scales_in_range)(const T *gain, size_t first, size_t last, double inv_std) {
+    const double smallest = WIDE ? 1e-290 : 1e-30, largest = WIDE ? 1e290 : 1e36;
+    int inside = inv_std > smallest && inv_std < largest;
+    for (size_t c = first; c < last; c++) {
+        double scale = fabs(inv_std * (double)gain[c]);
+        inside &= (scale > smallest || gain[c] == 0) && scale < largest;
+    }
+    return inside;
+}
+
+/* y from entries `at`, ... of row `row`; x and y stand at the first of them. */
+static void N(apply_units)(int kind, const T *x, const N(units) *units, size_t row, size_t at, T *y, size_t length,
+                           N(line) line, size_t ahead, int stream) {
+    size_t first = units->groups == 1 ? 0 : row % units->groups * units->channels;
+    const T *gain = units->gain ? units->gain + first : NULL, *bias = units->bias ? units->bias + first : NULL;
+    if (!gain || units->places == 1)
+        N(apply)(kind, x, gain ? gain + at : NULL, bias ? bias + at : NULL, y, length, line, ahead, stream);
+    else if (!N(scales_in_range)(gain, at / units->places, (at + length - 1) / units->places + 1, line.inv_std))
+        N(channels_wide)(x, gain, bias, y, at, length, units->places, line);
+    else if (stream)
+        N(channels_body)(x, gain, bias, y, at, length, units->places, line, ahead, 1);
+    else
+        N(channels_body)(x, gain, bias, y, at, length, units->places, line, ahead, 0);
+}
+
 static void N(add)(const T *a, const T *b, T *sum, size_t length) {
     size_t i = 0;
     for (; i + LANES <= length; i += LANES) V(store)(sum + i, V(load)(a + i) + V(load)(b + i));
     for (; i < length; i++) sum[i] = a[i] + b[i];
 }
 
-/* Rows that pass through a cache: one after the other. */
+/* What a forward pass reads and writes. A row has `length` entries; residual and y are contiguous. */
+typedef struct {
+    int kind;
+    const T *x, *residual;
+    size_t stride;
+    N(units) units;
+    T *y;
+    size_t length, ddof;
+    double eps, *centre, *inv_std;
+    int stream;
+} N(task);
+
+/* Rows first, ..., last - 1, which pass through a cache: one after the other. */
 #define GROUP 8
-static int N(norm_rows)(int kind, const T *x, size_t stride, const T *residual, const T *gain, const T *bias, T *y,
-                        size_t rows, size_t length, double eps, double *centre, double *inv_std, int stream) {
-    T *scratch = NULL;
+static int N(norm_rows)(const N(task) *task, size_t first, size_t last) {
+    int kind = task->kind, stream = task->stream;
+    const T *x = task->x, *residual = task->residual;
+    size_t stride = task->stride, length = task->length;
+    T *y = task->y, *scratch = NULL;
     if (residual && stream) {
         scratch = rn_scratch(0, length * sizeof(T));
         if (scratch == NULL) return -1;
     }
     if (!residual && length * sizeof(T) <= 2048) {
         /* Short rows in groups, stage by stage, so that they do not wait for each other's reductions. */
-        for (size_t first = 0; first < rows; first += GROUP) {
-            size_t count = rows - first < GROUP ? rows - first : GROUP;
+        for (; first < last; first += GROUP) {
+            size_t count = last - first < GROUP ? last - first : GROUP;
             N(line) line[GROUP];
             N(moments) m[GROUP];
             for (size_t k = 0; k < count; k++) m[k] = N(block_moments)(kind, x + (first + k) * stride, length);
-            for (size_t k = 0; k < count; k++) line[k] = N(line_of)(kind, m[k], length, eps);
+            for (size_t k = 0; k < count; k++) line[k] = N(line_of)(kind, m[k], length, task->ddof, task->eps);
             for (size_t k = 0; k < count; k++) {
                 size_t row = first + k;
-                N(apply)(kind, x + row * stride, gain, bias, y + row * length, length, line[k],
-                         row + GROUP < rows ? GROUP * stride : 0, stream);
-                if (centre) centre[row] = line[k].centre, inv_std[row] = line[k].inv_std;
+                N(apply_units)(kind, x + row * stride, &task->units, row, 0, y + row * length, length, line[k],
+                               row + GROUP < last ? GROUP * stride : 0, stream);
+                if (task->centre) task->centre[row] = line[k].centre, task->inv_std[row] = line[k].inv_std;
             }
         }
         return 0;
     }
-    for (size_t row = 0; row < rows; row++) {
+    for (size_t row = first; row < last; row++) {
         const T *from = x + row * stride;
         T *to = y + row * length;
         if (residual) {
@@ -321,25 +435,26 @@ static int N(norm_rows)(int kind, const T *x, size_t stride, const T *residual, 
             N(add)(from, residual + row * length, sum, length);
             from = sum;
         }
-        N(line) line = N(line_of)(kind, N(row_moments)(kind, from, length), length, eps);
-        if (centre) centre[row] = line.centre, inv_std[row] = line.inv_std;
-        N(apply)(kind, from, gain, bias, to, length, line, residual || row + 1 == rows ? 0 : stride, stream);
+        N(line) line = N(line_of)(kind, N(row_moments)(kind, from, length), length, task->ddof, task->eps);
+        if (task->centre) task->centre[row] = line.centre, task->inv_std[row] = line.inv_std;
+        N(apply_units)(kind, from, &task->units, row, 0, to, length, line, residual || row + 1 == last ? 0 : stride,
+                       stream);
     }
     return 0;
 }
 
 /* Rows too large for a cache: the threads share every row, in blocks whose bounds depend on the length only. */
-static int N(norm_shared)(int kind, const T *x, size_t stride, const T *residual, const T *gain, const T *bias, T *y,
-                          size_t rows, size_t length, double eps, double *centre, double *inv_std, int stream) {
-    size_t blocks = (length + BLOCK - 1) / BLOCK;
+static int N(norm_shared)(const N(task) *task, size_t rows) {
+    int kind = task->kind;
+    size_t length = task->length, blocks = (length + BLOCK - 1) / BLOCK;
     N(moments) *moments = rn_scratch(0, 2 * blocks * sizeof(N(moments)));
     if (moments == NULL) return -1;
     int threads = rn_threads(blocks, 0.6 * (double)rows * (double)length);
     RN_PARALLEL(threads) {
         RN_SHARE(blocks, first, last);
         for (size_t row = 0; row < rows; row++) {
-            const T *from = x + row * stride;
-            T *to = y + row * length;
+            const T *from = task->x + row * task->stride, *residual = task->residual;
+            T *to = task->y + row * length;
             /* Two sets, so that a thread ahead does not overwrite what another still reads. */
             N(moments) *mine = moments + (row & 1) * blocks;
             for (size_t block = first; block < last; block++) {
@@ -350,14 +465,13 @@ static int N(norm_shared)(int kind, const T *x, size_t stride, const T *residual
             RN_BARRIER;
             N(moments) all = mine[0];
             for (size_t block = 1; block < blocks; block++) N(merge)(kind, &all, mine[block]);
-            N(line) line = N(line_of)(kind, all, length, eps);
-            if (centre && first == 0) centre[row] = line.centre, inv_std[row] = line.inv_std;
+            N(line) line = N(line_of)(kind, all, length, task->ddof, task->eps);
+            if (task->centre && first == 0) task->centre[row] = line.centre, task->inv_std[row] = line.inv_std;
             const T *source = residual ? to : from;
             /* The block read last is the likeliest to be in cache. */
             for (size_t block = last; block-- > first;) {
                 size_t at = block * BLOCK, size = length - at < BLOCK ? length - at : BLOCK;
-                N(apply)(kind, source + at, gain ? gain + at : NULL, bias ? bias + at : NULL, to + at, size, line, 0,
-                         stream);
+                N(apply_units)(kind, source + at, &task->units, row, at, to + at, size, line, 0, task->stream);
             }
         }
         vec_fence();
@@ -365,133 +479,59 @@ static int N(norm_shared)(int kind, const T *x, size_t stride, const T *residual
     return 0;
 }
 
-static int N(norm)(int kind, const T *x, size_t stride, const T *residual, const T *gain, const T *bias, T *y,
-                   size_t rows, size_t length, double eps, double *centre, double *inv_std) {
-    int stream = rows * length * sizeof(T) > rn_cache_bytes() / 2 && (const T *)y != x && (const T *)y != residual;
-    if (length >= SHARED_BLOCKS * BLOCK)
-        return N(norm_shared)(kind, x, stride, residual, gain, bias, y, rows, length, eps, centre, inv_std,
-                              stream && !residual);
+static int N(norm_all)(N(task) *task, size_t rows) {
+    size_t length = task->length;
+    task->stream = rows * length * sizeof(T) > rn_cache_bytes() / 2 && (const T *)task->y != task->x &&
+                   (const T *)task->y != task->residual;
+    if (length >= SHARED_BLOCKS * BLOCK) {
+        task->stream &= !task->residual;
+        return N(norm_shared)(task, rows);
+    }
     int threads = rn_threads(rows, 0.3 * (double)rows * (double)length), failed = 0;
     RN_PARALLEL(threads) {
         RN_SHARE(rows, first, last);
-        if (N(norm_rows)(kind, x + first * stride, stride, residual ? residual + first * length : NULL, gain, bias,
-                         y + first * length, last - first, length, eps, centre ? centre + first : NULL,
-                         inv_std ? inv_std + first : NULL, stream))
-            failed = 1;
-        if (stream) vec_fence();
+        if (N(norm_rows)(task, first, last)) failed = 1;
+        if (task->stream) vec_fence();
     }
     return failed ? -1 : 0;
 }
 
-/* ---- backward --------------------------------------------------------------------------------------------------
- *
- * With c = x - mean (layer norm) or x, g = dy * gain and r = inv_std, all three have the form
- *     dx = r ((g - level) - slope c)
- * layer norm:     slope = r^2 mean(g c),                    level = mean(g)
- * RMS:            slope = r^2 mean(g c),                    level = 0
- * compressed RMS: slope = r^2 sum(g x) / (length + 1),      level = slope sum(x)
- * The mean is subtracted before the multiplication by r: for one unit g - mean(g) is exactly 0. */
-static void N(backward_row)(int kind, const T *x, const T *gain, const T *dy, T *dx, size_t length, double centre,
-                            double inv_std, double *dgain, double *dbias) {
-    double mean = kind == RN_LAYER_NORM ? centre : 0;
-    VT high = V(set)((T)mean), low = V(set)((T)(mean - (double)(T)mean)), one = V(set)(1);
-    vf64 sum[2] = {{0}, {0}}, product[2] = {{0}, {0}}, g_part[2], c_part[2];
-    /* dx may be dy: everything that needs dy is read before it is overwritten. */
-    size_t i;
-    for (i = 0; i < length; i += LANES) {
-        size_t left = length - i < LANES ? length - i : LANES;
-        VT g = V(load_part)(dy + i, left, 0);
-        VT c = (left < LANES ? V(load_part)(x + i, left, (T)mean) : V(load)(x + i)) - high - low;
-        if (gain) g *= left < LANES ? V(load_part)(gain + i, left, 0) : V(load)(gain + i);
-        N(widen)(g, g_part);
-        N(widen)(c, c_part);
-        EACH_PART {
-            sum[part_] += g_part[part_];
-            product[part_] = vf64_fma(g_part[part_], c_part[part_], product[part_]);
-        }
-    }
-    double g_sum = vf64_sum(sum[0] + sum[1]), g_c = vf64_sum(product[0] + product[1]);
-    double slope = inv_std * inv_std * g_c / (double)(kind == RN_COMPRESSED_RMS_NORM ? length + 1 : length);
-    double level = kind == RN_LAYER_NORM ? g_sum / (double)length
-                                         : kind == RN_COMPRESSED_RMS_NORM ? slope * centre : 0;
-    if (dbias) {
-        for (i = 0; i + LANES <= length; i += LANES) {
-            vf64 piece[2];
-            N(widen)(V(load)(dy + i), piece);
-            EACH_PART {
-                size_t at = i + (size_t)part_ * VF64;
-                vf64_store(dbias + at, vf64_load(dbias + at) + piece[part_]);
-            }
-        }
-        for (; i < length; i++) dbias[i] += (double)dy[i];
-    }
-    if (dgain) {
-        VT scale = V(set)((T)inv_std);
-        for (i = 0; i + LANES <= length; i += LANES) {
-            vf64 piece[2];
-            N(widen)(V(load)(dy + i) * (((V(load)(x + i) - high) - low) * scale), piece);
-            EACH_PART {
-                size_t at = i + (size_t)part_ * VF64;
-                vf64_store(dgain + at, vf64_load(dgain + at) + piece[part_]);
-            }
-        }
-        for (; i < length; i++) dgain[i] += (double)dy[i] * (((double)x[i] - mean) * inv_std);
-    }
-    VT r = V(set)((T)inv_std), a = V(set)((T)-slope), b = V(set)((T)level);
-    for (i = 0; i < length; i += LANES) {
-        size_t left = length - i < LANES ? length - i : LANES;
-        int whole = left == LANES;
-        VT c = ((whole ? V(load)(x + i) : V(load_part)(x + i, left, 0)) - high) - low;
-        VT g = (whole ? V(load)(dy + i) : V(load_part)(dy + i, left, 0)) *
-               (!gain ? one : whole ? V(load)(gain + i) : V(load_part)(gain + i, left, 0));
-        VT value = V(fma)(c, a, g - b) * r;
-        if (whole)
-            V(store)(dx + i, value);
-        else
-            V(store_part)(dx + i, left, value);
-    }
+static int N(norm)(int kind, const T *x, size_t stride, const T *residual, const T *gain, const T *bias, T *y,
+                   size_t rows, size_t length, double eps, double *centre, double *inv_std) {
+    N(task) task = {.kind = kind, .x = x, .residual = residual, .stride = stride, .units = {gain, bias, 1, length, 1},
+                    .y = y, .length = length, .eps = eps, .centre = centre, .inv_std = inv_std};
+    return N(norm_all)(&task, rows);
 }
 
-/* The sums over rows are formed in groups of rows that depend on the sizes only, then added up in order: the same for any
- * number of threads. */
-static int N(norm_backward)(int kind, const T *x, size_t stride, const T *gain, const T *dy, T *dx, T *dgain, T *dbias,
-                            size_t rows, size_t length, const double *centre, const double *inv_std) {
-    size_t groups = rows / 16 < 1 ? 1 : rows / 16;
-    size_t most = ((size_t)16 << 20) / (2 * length * sizeof(double));
-    if (groups > 64) groups = 64;
-    if (dgain && groups > most) groups = most < 1 ? 1 : most;
-    if (!dgain) groups = rows < 1024 ? rows : 1024;
-    if (groups < 1) groups = 1;
-    double *sums = NULL;
-    if (dgain) {
-        sums = rn_scratch(1, 2 * groups * length * sizeof(double));
-        if (sums == NULL) return -1;
+/* Gain and bias (or whatever belongs to a channel) once for every place: for channels shorter than a vector. */
+static void N(spread)(const T *from, T *to, size_t channels, size_t places) {
+    for (size_t c = 0; c < channels; c++)
+        for (size_t i = 0; i < places; i++) to[c * places + i] = from[c];
+}
+
+/* Puts gain and bias of such channels into scratch, as if every place were a channel. 0, or -1: no memory. */
+static int N(spread_units)(N(units) *units) {
+    if (!units->gain || units->places == 1 || units->places >= LANES) return 0;
+    size_t all = units->groups * units->channels;
+    T *spread = rn_scratch(2, 2 * all * units->places * sizeof(T));
+    if (spread == NULL) return -1;
+    N(spread)(units->gain, spread, all, units->places);
+    units->gain = spread;
+    if (units->bias) {
+        N(spread)(units->bias, spread + all * units->places, all, units->places);
+        units->bias = spread + all * units->places;
     }
-    int threads = rn_threads(groups, 0.8 * (double)rows * (double)length);
-    RN_PARALLEL(threads) {
-        RN_SHARE(groups, first_group, last_group);
-        for (size_t group = first_group; group < last_group; group++) {
-            size_t first, last;
-            rn_range(rows, groups, group, &first, &last);
-            double *gain_sums = sums ? sums + 2 * group * length : NULL;
-            double *bias_sums = sums && dbias ? gain_sums + length : NULL;
-            if (sums) memset(gain_sums, 0, 2 * length * sizeof(double));
-            for (size_t row = first; row < last; row++)
-                N(backward_row)(kind, x + row * stride, gain, dy + row * length, dx + row * length, length,
-                                centre[row], inv_std[row], gain_sums, bias_sums);
-        }
-    }
-    if (sums) {
-        for (size_t group = 1; group < groups; group++)
-            for (size_t i = 0; i < 2 * length; i++) sums[i] += sums[2 * group * length + i];
-        for (size_t i = 0; i < length; i++) dgain[i] = (T)sums[i];
-        for (size_t i = 0; dbias && i < length; i++) dbias[i] = (T)sums[length + i];
-    }
+    units->channels *= units->places;
+    units->places = 1;
     return 0;
 }
 
-#undef BLOCK
-#undef SHARED_BLOCKS
-#undef PARTS
-#undef EACH_PART
-#undef GROUP
+static int N(group_norm)(const rn_groups *shape, const T *x, const T *gain, const T *bias, T *y, double *centre,
+                         double *inv_std) {
+    size_t length = shape->channels * shape->places;
+    N(task) task = {.kind = shape->kind, .x = x, .stride = length,
+                    .units = {gain, bias, shape->groups, shape->channels, shape->places},
+                    .y = y, .length = length, .ddof = shape->ddof, .eps = shape->eps, .centre = centre, .inv_std = inv_std};
+    if (N(spread_units)(&task.units)) return -1;
+    return N(norm_all)(&task, shape->examples * shape->groups);
+}

@@ -20,6 +20,12 @@ cdef inline np.ndarray _float_array(x, name):
     return array
 
 
+cdef inline np.ndarray _in_order(np.ndarray x):
+    """`x` in C order and aligned to its items: itself if it is, else a copy. (`numpy.ascontiguousarray` hands back what
+    is contiguous even where it is misaligned.)"""
+    return x if np.PyArray_ISCARRAY_RO(x) else numpy.array(x, order="C")
+
+
 cdef inline bint _same_shape(np.ndarray a, np.ndarray b) noexcept:
     cdef int i
     if np.PyArray_NDIM(a) != np.PyArray_NDIM(b):
@@ -100,7 +106,7 @@ cdef inline np.ndarray _rows_contiguous(np.ndarray x, int trailing, size_t *rows
     """`x`, or a copy of it if its rows are not contiguous at one stride."""
     if _rows_of(x, trailing, rows, length, stride):
         return x
-    x = numpy.ascontiguousarray(x)
+    x = _in_order(x)
     _rows_of(x, trailing, rows, length, stride)
     return x
 

@@ -11,6 +11,12 @@ static double exponent_minus(double n, double x) {
     return (n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33;
 }
 
+/* log(count + rest) where `rest` is scaled by e^x / 2^n, n near x / ln2; count >= 1. */
+RN_INLINE vf64 log_of_count_and_rest(vf64 count, vf64 rest, vf64 n, vf64 x) {
+    vf64 exponent = (n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33;
+    return vf64_log1p_positive((count - 1.0) + rest * (1.0 + vf64_expm1_core(exponent)));
+}
+
 /* 2^n for n <= 0, 0 below the normal numbers. */
 static double pow2_of(long n) {
     uint64_t bits = n < -1022 ? 0 : (uint64_t)(n + 1023) << 52;
@@ -56,6 +62,10 @@ static double pow2_of(long n) {
     .softmax_from_stats_##s = softmax_from_stats_##s, .softmax_backward_##s = softmax_backward_##s,             \
     .log_softmax_backward_##s = log_softmax_backward_##s, .cross_entropy_##s = cross_entropy_##s,               \
     .cross_entropy_backward_##s = cross_entropy_backward_##s, .soft_cross_entropy_##s = soft_cross_entropy_##s, \
-    .soft_cross_entropy_backward_##s = soft_cross_entropy_backward_##s
+    .soft_cross_entropy_backward_##s = soft_cross_entropy_backward_##s,                                         \
+    .softmax_columns_##s = softmax_columns_##s, .log_softmax_columns_##s = log_softmax_columns_##s,             \
+    .softmax_from_stats_columns_##s = softmax_from_stats_columns_##s,                                           \
+    .softmax_backward_columns_##s = softmax_backward_columns_##s,                                               \
+    .log_softmax_backward_columns_##s = log_softmax_backward_columns_##s
 
 RN_TABLE(softmax) = {TABLE_ENTRIES(f32), TABLE_ENTRIES(f64)};

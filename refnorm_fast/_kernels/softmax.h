@@ -45,7 +45,17 @@ enum { RN_TWO_PASS = 0, RN_THREE_PASS_RECOMPUTE = 1, RN_THREE_PASS_RELOAD = 2, R
     /* dx = weight (softmax(x) q_sum - q), dq = weight (lse - x) */                                                 \
     void (*soft_cross_entropy_backward_##suffix)(const T *x, const T *q, T *dx, T *dq, size_t rows, size_t length,  \
                                                  const double *weight, const double *q_sum, const double *largest,  \
-                                                 const double *log_sum);
+                                                 const double *log_sum);                                             \
+    /* The same along the middle axis of C-contiguous arrays (outer, length, inner); the stats are (outer, inner). 0, or \
+     * -1: no memory. */                                                                                             \
+    int (*softmax_columns_##suffix)(const T *x, T *y, size_t outer, size_t length, size_t inner);                    \
+    int (*log_softmax_columns_##suffix)(const T *x, T *z, size_t outer, size_t length, size_t inner, double *largest, \
+                                        double *log_sum);                                                            \
+    int (*softmax_from_stats_columns_##suffix)(const T *x, T *out, size_t outer, size_t length, size_t inner,        \
+                                               const double *largest, const double *log_sum, const double *factor);  \
+    int (*softmax_backward_columns_##suffix)(const T *y, const T *g, T *dx, size_t outer, size_t length, size_t inner); \
+    int (*log_softmax_backward_columns_##suffix)(const T *x, const T *g, T *dx, size_t outer, size_t length,         \
+                                                 size_t inner, const double *largest, const double *log_sum);
 
 typedef struct {
     RN_SOFTMAX_FUNCTIONS(float, f32)

@@ -987,6 +987,8 @@ static void N(soft_cross_entropy_backward)(const T *x, const T *q, T *dx, T *dq,
     }
 }
 
+#include "softmax_columns_body.h"
+
 #undef STATS_CONSTANTS
 #undef SOFTMAX_AT
 #undef ROW_LOOP

@@ -38,6 +38,7 @@ typedef int32_t vi32h __attribute__((vector_size(REFNORM_VECTOR_BYTES / 2)));
 typedef float vf32_at __attribute__((vector_size(REFNORM_VECTOR_BYTES), aligned(4), may_alias));
 typedef double vf64_at __attribute__((vector_size(REFNORM_VECTOR_BYTES), aligned(8), may_alias));
 typedef int32_t vi32_at __attribute__((vector_size(REFNORM_VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t vi32_at_byte __attribute__((vector_size(REFNORM_VECTOR_BYTES), aligned(1), may_alias));
 typedef float vf32h_at __attribute__((vector_size(REFNORM_VECTOR_BYTES / 2), aligned(4), may_alias));
 
 /* Whether vf32_fma and vf64_fma round once. The baseline x86-64 has no such instruction. */
@@ -74,6 +75,7 @@ RN_INLINE vi64 vi64_set(int64_t value) { return value - (vi64){0}; }
 RN_INLINE vf32 vf32_load(const float *from) { return *(const vf32_at *)from; }
 RN_INLINE vf64 vf64_load(const double *from) { return *(const vf64_at *)from; }
 RN_INLINE vi32 vi32_load(const int32_t *from) { return *(const vi32_at *)from; }
+RN_INLINE vi32 vi32_load_bytes(const void *from) { return *(const vi32_at_byte *)from; }
 RN_INLINE vf32h vf32h_load(const float *from) { return *(const vf32h_at *)from; }
 RN_INLINE void vf32_store(float *to, vf32 value) { *(vf32_at *)to = value; }
 RN_INLINE void vf64_store(double *to, vf64 value) { *(vf64_at *)to = value; }
@@ -372,8 +374,11 @@ RN_INLINE vf32 vf32_from_vi32(vi32 x) { return __builtin_convertvector(x, vf32);
 /* ---- reductions: pairwise trees over the lanes ----------------------------------------------------------------- */
 
 RN_INLINE float vf32_sum(vf32 x) {
-#if VEC_AVX2 || VEC_SSE
-#if VEC_AVX2
+#if VEC_AVX512 || VEC_AVX2 || VEC_SSE
+#if VEC_AVX512
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+#elif VEC_AVX2
     __m128 q = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
 #else
     __m128 q = (__m128)x;
@@ -389,8 +394,11 @@ RN_INLINE float vf32_sum(vf32 x) {
 #endif
 }
 RN_INLINE double vf64_sum(vf64 x) {
-#if VEC_AVX2 || VEC_SSE
-#if VEC_AVX2
+#if VEC_AVX512 || VEC_AVX2 || VEC_SSE
+#if VEC_AVX512
+    __m256d h = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)x), _mm512_extractf64x4_pd((__m512d)x, 1));
+    __m128d q = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
+#elif VEC_AVX2
     __m128d q = _mm_add_pd(_mm256_castpd256_pd128((__m256d)x), _mm256_extractf128_pd((__m256d)x, 1));
 #else
     __m128d q = (__m128d)x;
@@ -408,8 +416,11 @@ RN_INLINE double vf64_sum(vf64 x) {
 RN_INLINE double vf32_sum_wide(vf32 x) { return vf64_sum(vf64_low(x) + vf64_high(x)); }
 /* Largest and smallest lane; no lane may be NaN. */
 RN_INLINE float vf32_largest(vf32 x) {
-#if VEC_AVX2 || VEC_SSE
-#if VEC_AVX2
+#if VEC_AVX512 || VEC_AVX2 || VEC_SSE
+#if VEC_AVX512
+    __m256 h = _mm256_max_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+#elif VEC_AVX2
     __m128 q = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
 #else
     __m128 q = (__m128)x;
@@ -424,9 +435,21 @@ RN_INLINE float vf32_largest(vf32 x) {
 }
 RN_INLINE float vf32_smallest(vf32 x) { return -vf32_largest(-x); }
 RN_INLINE double vf64_largest(vf64 x) {
+#if VEC_AVX512 || VEC_AVX2 || VEC_SSE
+#if VEC_AVX512
+    __m256d h = _mm256_max_pd(_mm512_castpd512_pd256((__m512d)x), _mm512_extractf64x4_pd((__m512d)x, 1));
+    __m128d q = _mm_max_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
+#elif VEC_AVX2
+    __m128d q = _mm_max_pd(_mm256_castpd256_pd128((__m256d)x), _mm256_extractf128_pd((__m256d)x, 1));
+#else
+    __m128d q = (__m128d)x;
+#endif
+    return _mm_cvtsd_f64(_mm_max_sd(q, _mm_unpackhi_pd(q, q)));
+#else
     double best = x[0];
     for (int i = 1; i < VF64; i++) best = x[i] > best ? x[i] : best;
     return best;
+#endif
 }
 
 /* ---- powers of two ------------------------------------------------------------------------------------------- */

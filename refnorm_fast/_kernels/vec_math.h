@@ -85,4 +85,27 @@ RN_INLINE vf64 vf64_exp(vf64 x) {
     return vf64_ldexp(1.0 + vf64_expm1_core(vf64_exp_reduce(bounded, n)), n);
 }
 
+/* log(1 + x) for 0 <= x < 2^1000, within 1 unit in the last place; NaN stays NaN. 1 + x = 2^k (1 + f) (1 + lost / (1 + x)) with
+ * 1 + f between sqrt(1/2) and sqrt(2), and log(1 + f) = 2 artanh(s), s = f / (2 + f), whose series ends at s^19. */
+RN_INLINE vf64 vf64_log1p_positive(vf64 x) {
+    vf64 whole = 1.0 + x;
+    vf64 lost = vf64_select((vi64)(x > 1.0), 1.0 - (whole - x), x - (whole - 1.0)) / whole;
+    vu64 bits = (vu64)whole, steps = (bits - 0x3fe6a09e667f3bcdULL) >> 52;
+    vf64 k = (vf64)(steps + 0x4338000000000000ULL) - 0x1.8p52;
+    vf64 f = (vf64)(bits - (steps << 52)) - 1.0;
+    vf64 s = f / (2.0 + f), z = s * s, half = 0.5 * f * f;
+    vf64 series = vf64_fma(z, vf64_set(2.0 / 19), vf64_set(2.0 / 17));
+    series = vf64_fma(z, series, vf64_set(2.0 / 15));
+    series = vf64_fma(z, series, vf64_set(2.0 / 13));
+    series = vf64_fma(z, series, vf64_set(2.0 / 11));
+    series = vf64_fma(z, series, vf64_set(2.0 / 9));
+    series = vf64_fma(z, series, vf64_set(2.0 / 7));
+    series = vf64_fma(z, series, vf64_set(2.0 / 5));
+    series = vf64_fma(z, series, vf64_set(2.0 / 3));
+    vf64 small = vf64_fma(k, vf64_set(0x1.a39ef35793c76p-33), lost);
+    vf64 rest = half - vf64_fma(s, vf64_fma(z, series, half), small);
+    vf64 log = vf64_fma(k, vf64_set(0x1.62e42fee00000p-1), f - rest);
+    return vf64_select((vi64)(x == x), log, x);
+}
+
 #endif

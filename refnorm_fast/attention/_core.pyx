@@ -41,7 +41,7 @@ cdef np.ndarray _rows_adjacent(array):
     for i in range(ndim - 1):
         if given.strides[i] % np.PyArray_ITEMSIZE(given) != 0:
             fits = False
-    return given if fits else numpy.ascontiguousarray(given)
+    return given if fits else _in_order(given)
 
 
 def scaled_dot_product_attention(query, key, value, *, mask=None, causal=False, scale=None, out=None):

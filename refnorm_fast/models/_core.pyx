@@ -107,7 +107,7 @@ cdef np.ndarray rows_of(object x, str name, Py_ssize_t width):
 
 
 cdef np.ndarray vector_of(object x, str name, Py_ssize_t width):
-    array = np.ascontiguousarray(x, dtype=np.float32)
+    array = np.require(x, np.float32, "CA")
     if array.ndim != 1 or array.shape[0] != width:
         _checks.fail(name, f"shape ({width},)", np.shape(x))
     return array
@@ -125,7 +125,7 @@ cdef np.ndarray new_matrix(Py_ssize_t rows, Py_ssize_t columns):
 
 
 cdef int64_t[::1] offsets_of(object offsets, Py_ssize_t rows):
-    array = np.ascontiguousarray(_checks.integer_array(offsets, "offsets", ndim=1), dtype=np.int64)
+    array = np.require(_checks.integer_array(offsets, "offsets", ndim=1), np.int64, "CA")
     if array.size == 0 or array[0] != 0 or array[array.size - 1] != rows or (np.diff(array) < 0).any():
         _checks.fail("offsets", f"ascending integers from 0 to {rows}", offsets)
     return array
@@ -142,7 +142,7 @@ cdef class Linear:
         weight = np.asarray(weight)
         if weight.ndim != 2:
             _checks.fail("weight", "2 dimensions", f"shape {weight.shape}")
-        cdef np.ndarray source = np.ascontiguousarray(weight, dtype=np.float32)
+        cdef np.ndarray source = np.require(weight, np.float32, "CA")
         self.depth = source.shape[0]
         self.width = source.shape[1]
         self.table = rn_gemm()
@@ -293,12 +293,9 @@ class EncoderOps:
         cdef np.ndarray kind = rows_of(type_table, "type_table", hidden)
         if not (word.flags.c_contiguous and position.flags.c_contiguous and kind.flags.c_contiguous):
             word, position, kind = np.ascontiguousarray(word), np.ascontiguousarray(position), np.ascontiguousarray(kind)
-        cdef np.ndarray words = np.ascontiguousarray(
-            _checks.integer_array(token_ids, "token_ids", ndim=1, low=0, high=word.shape[0] - 1), dtype=np.int64)
-        cdef np.ndarray places = np.ascontiguousarray(
-            _checks.integer_array(position_ids, "position_ids", ndim=1, low=0, high=position.shape[0] - 1), dtype=np.int64)
-        cdef np.ndarray kinds = np.ascontiguousarray(
-            _checks.integer_array(type_ids, "type_ids", ndim=1, low=0, high=kind.shape[0] - 1), dtype=np.int64)
+        cdef np.ndarray words = np.require(_checks.integer_array(token_ids, "token_ids", ndim=1, low=0, high=word.shape[0] - 1), np.int64, "CA")
+        cdef np.ndarray places = np.require(_checks.integer_array(position_ids, "position_ids", ndim=1, low=0, high=position.shape[0] - 1), np.int64, "CA")
+        cdef np.ndarray kinds = np.require(_checks.integer_array(type_ids, "type_ids", ndim=1, low=0, high=kind.shape[0] - 1), np.int64, "CA")
         _checks.shape(places, "position_ids", (words.shape[0],))
         _checks.shape(kinds, "type_ids", (words.shape[0],))
         cdef np.ndarray scale = vector_of(gain, "gain", hidden), shift = vector_of(bias, "bias", hidden)
@@ -369,7 +366,7 @@ cdef class Int8Linear:
         if weight.ndim != 2:
             _checks.fail("weight", "2 dimensions", f"shape {weight.shape}")
         _checks.finite(weight, "weight")
-        cdef np.ndarray source = np.ascontiguousarray(weight, dtype=np.float32)
+        cdef np.ndarray source = np.require(weight, np.float32, "CA")
         self.depth = source.shape[0]
         self.width = source.shape[1]
         self.table = rn_int8()

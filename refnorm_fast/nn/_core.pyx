@@ -13,6 +13,10 @@ cdef extern from "activation.h":
         RN_RELU
         RN_GELU
         RN_GELU_TANH
+        RN_SIGMOID
+        RN_SILU
+        RN_SOFTPLUS
+        RN_ERF
     ctypedef struct rn_activation_table:
         void (*value_f32)(int function, const float *x, float *y, size_t count) nogil
         void (*value_f64)(int function, const double *x, double *y, size_t count) nogil
@@ -61,7 +65,7 @@ cdef np.ndarray _value(int function, np.ndarray x, out):
             return y
     else:
         if not np.PyArray_IS_C_CONTIGUOUS(x):
-            x = numpy.ascontiguousarray(x)
+            x = _in_order(x)
         y = _fresh(x)
     source = np.PyArray_DATA(x)
     target = np.PyArray_DATA(y)
@@ -75,7 +79,7 @@ cdef np.ndarray _value(int function, np.ndarray x, out):
 
 cdef np.ndarray _gradient(int function, np.ndarray x, dy):
     """dy times the derivative at `x`, which is C-contiguous."""
-    cdef np.ndarray cotangent = numpy.ascontiguousarray(dy, dtype=x.dtype)
+    cdef np.ndarray cotangent = _in_order(numpy.asarray(dy, dtype=x.dtype))
     _checks.shape(cotangent, "dy", (<object> x).shape)
     cdef np.ndarray dx = _fresh(x)
     cdef size_t count = np.PyArray_SIZE(x)
@@ -160,6 +164,98 @@ def gelu_vjp(x, *, approximate="none"):
     return _value_and_pullback(_gelu_form(approximate), array)
 
 
+def sigmoid(x, *, out=None):
+    """``1 / (1 + exp(-x))``, within 2 ULP; see :func:`refnorm.nn.sigmoid`.
+
+    Parameters
+    ----------
+    x : float32 or float64 array of any shape
+    out : array of the shape and dtype of ``x``, optional
+        Receives the result; may be ``x`` or overlap it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sigmoid(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([0.2689, 0.5   , 0.7311])
+    """
+    return _value(RN_SIGMOID, _float_array(x, "x"), out)
+
+
+def sigmoid_vjp(x):
+    """Return :func:`sigmoid` and its pullback ``dy -> (dx,)``."""
+    return _value_and_pullback(RN_SIGMOID, x)
+
+
+def silu(x, *, out=None):
+    """``x / (1 + exp(-x))``, within 2 ULP; see :func:`refnorm.nn.silu`.
+
+    Parameters
+    ----------
+    x : float32 or float64 array of any shape
+    out : array of the shape and dtype of ``x``, optional
+        Receives the result; may be ``x`` or overlap it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> silu(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([-0.2689,  0.    ,  0.7311])
+    """
+    return _value(RN_SILU, _float_array(x, "x"), out)
+
+
+def silu_vjp(x):
+    """Return :func:`silu` and its pullback ``dy -> (dx,)``."""
+    return _value_and_pullback(RN_SILU, x)
+
+
+def softplus(x, *, out=None):
+    """``log(1 + exp x)``, within 2 ULP; see :func:`refnorm.nn.softplus`.
+
+    Parameters
+    ----------
+    x : float32 or float64 array of any shape
+    out : array of the shape and dtype of ``x``, optional
+        Receives the result; may be ``x`` or overlap it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softplus(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([0.3133, 0.6931, 1.3133])
+    """
+    return _value(RN_SOFTPLUS, _float_array(x, "x"), out)
+
+
+def softplus_vjp(x):
+    """Return :func:`softplus` and its pullback ``dy -> (dx,)``."""
+    return _value_and_pullback(RN_SOFTPLUS, x)
+
+
+def erf(x, *, out=None):
+    """The error function, within 2 ULP; see :func:`refnorm.nn.erf`.
+
+    Parameters
+    ----------
+    x : float32 or float64 array of any shape
+    out : array of the shape and dtype of ``x``, optional
+        Receives the result; may be ``x`` or overlap it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> erf(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([-0.8427,  0.    ,  0.8427])
+    """
+    return _value(RN_ERF, _float_array(x, "x"), out)
+
+
+def erf_vjp(x):
+    """Return :func:`erf` and its pullback ``dy -> (dx,)``."""
+    return _value_and_pullback(RN_ERF, x)
+
+
 def linear(x, weight, bias=None, *, out=None):
     """``x @ weight + bias`` over the last axis; see :func:`refnorm.nn.linear`.
 
@@ -199,7 +295,7 @@ def linear(x, weight, bias=None, *, out=None):
     count = 1
     for size in shape:
         count *= size
-    rows = numpy.ascontiguousarray(numpy.reshape(source, (count, inputs)))
+    rows = _in_order(numpy.reshape(source, (count, inputs)))
     cdef bint direct = (
         out is not None and out.flags.c_contiguous and out.flags.aligned and _apart(out, source) and _apart(out, matrix)
         and (shift is None or _apart(out, shift))
@@ -223,7 +319,7 @@ cdef _packed_product(np.ndarray rows, np.ndarray matrix, np.ndarray shift, np.nd
     cdef size_t depth = matrix.shape[0], width = matrix.shape[1], padded = table.padded_width(width)
     cdef ptrdiff_t depth_stride, width_stride
     if matrix.strides[0] % 4 != 0 or matrix.strides[1] % 4 != 0:
-        matrix = numpy.ascontiguousarray(matrix)
+        matrix = _in_order(matrix)
     depth_stride = matrix.strides[0] // 4
     width_stride = matrix.strides[1] // 4
     cdef np.npy_intp size = depth * padded + 16

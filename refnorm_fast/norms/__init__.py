@@ -1,5 +1,15 @@
-"""Layer norm, RMS norm and compressed RMS norm as SIMD kernels."""
+"""Normalization layers as SIMD kernels."""
 
+from refnorm_fast.norms._channel import (
+    batch_norm,
+    batch_norm_eval,
+    batch_norm_eval_vjp,
+    batch_norm_train,
+    batch_norm_train_vjp,
+    batch_norm_vjp,
+    batch_statistics,
+    batch_statistics_vjp,
+)
 from refnorm_fast.norms._core import (
     add_layer_norm,
     compressed_rms_norm,
@@ -9,13 +19,43 @@ from refnorm_fast.norms._core import (
     rms_norm,
     rms_norm_vjp,
 )
+from refnorm_fast.norms._group import (
+    group_norm,
+    group_norm_vjp,
+    group_scale,
+    group_scale_vjp,
+    instance_norm,
+    instance_norm_vjp,
+    standardize_groups,
+    standardize_groups_vjp,
+    weight_standardize,
+    weight_standardize_vjp,
+)
 
 __all__ = [
     "add_layer_norm",
+    "batch_norm",
+    "batch_norm_eval",
+    "batch_norm_eval_vjp",
+    "batch_norm_train",
+    "batch_norm_train_vjp",
+    "batch_norm_vjp",
+    "batch_statistics",
+    "batch_statistics_vjp",
     "compressed_rms_norm",
     "compressed_rms_norm_vjp",
+    "group_norm",
+    "group_norm_vjp",
+    "group_scale",
+    "group_scale_vjp",
+    "instance_norm",
+    "instance_norm_vjp",
     "layer_norm",
     "layer_norm_vjp",
     "rms_norm",
     "rms_norm_vjp",
+    "standardize_groups",
+    "standardize_groups_vjp",
+    "weight_standardize",
+    "weight_standardize_vjp",
 ]

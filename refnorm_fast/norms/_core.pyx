@@ -7,6 +7,7 @@ cimport numpy as np
 np.import_array()
 
 include "../_kernels/rows.pxi"
+include "_arguments.pxi"
 
 cdef extern from "norm.h":
     ctypedef struct rn_norm_table:
@@ -20,10 +21,6 @@ cdef enum Kind:
     LAYER_NORM = 0
     RMS_NORM = 1
     COMPRESSED_RMS_NORM = 2
-
-
-cdef inline void *_data(array) noexcept:
-    return NULL if array is None else np.PyArray_DATA(<np.ndarray> array)
 
 
 cdef inline _unit_array(given, name, np.ndarray x, int trailing):
@@ -40,7 +37,7 @@ cdef inline _unit_array(given, name, np.ndarray x, int trailing):
     for i in range(trailing):
         if np.PyArray_DIM(array, i) != np.PyArray_DIM(x, offset + i):
             _checks.shape(array, name, (<object> x).shape[offset:])
-    return array if np.PyArray_IS_C_CONTIGUOUS(array) else numpy.ascontiguousarray(array)
+    return array if np.PyArray_IS_C_CONTIGUOUS(array) else _in_order(array)
 
 
 cdef inline int _trailing(axes, np.ndarray x) except -1:
@@ -60,13 +57,6 @@ cdef inline int _trailing(axes, np.ndarray x) except -1:
 
 
 _LAST = (-1,)
-
-
-cdef inline double _positive(eps) except? -1:
-    cdef double value = eps
-    if not (value > 0 and value < numpy.inf):
-        _checks.positive(eps, "eps")
-    return value
 
 
 cdef _run(int kind, np.ndarray x, residual, gain, bias, np.ndarray y, size_t rows, size_t length, size_t stride, double eps,
@@ -110,7 +100,7 @@ cdef np.ndarray _forward(int kind, np.ndarray x, np.ndarray residual, gain, bias
         _run(kind, x, residual, gain, bias, y, rows, length, stride, eps, None, None)
     elif residual is not None:
         # Contiguous copies of a few rows at a time would need both operands in step; a whole copy is the rare case here.
-        y[...] = _forward(kind, numpy.ascontiguousarray(x), numpy.ascontiguousarray(residual), gain, bias, trailing, eps, None)
+        y[...] = _forward(kind, _in_order(x), _in_order(residual), gain, bias, trailing, eps, None)
     else:
         _rows_in_chunks(kind, x, gain, bias, y, trailing, eps)
     return y
@@ -157,7 +147,7 @@ cdef _forward_saved(int kind, np.ndarray x, gain, bias, int trailing, double eps
 
 cdef tuple _backward(_Saved s, dy, dgain, dbias):
     """dx, with the sums over the rows written to the arrays `dgain` and `dbias`, which may be None."""
-    cdef np.ndarray g = numpy.ascontiguousarray(numpy.asarray(dy, dtype=s.x.dtype))
+    cdef np.ndarray g = _in_order(numpy.asarray(dy, dtype=s.x.dtype))
     _checks.shape(g, "dy", (<object> s.original).shape)
     cdef np.ndarray dx = _fresh(s.original)
     sums = dgain

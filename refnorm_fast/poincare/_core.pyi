@@ -70,13 +70,3 @@ def dist_sq(
     check: bool = True,
     out: Array[F] | None = None,
 ) -> Array[F]: ...
-def fully_connected(
-    x: Array[F],
-    weight: Array[F],
-    bias: Array[F],
-    curvature: float | Array[F],
-    *,
-    check: bool = True,
-    project: bool = True,
-    out: Array[F] | None = None,
-) -> Array[F]: ...

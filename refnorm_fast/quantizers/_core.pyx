@@ -56,7 +56,7 @@ cdef class Packed:
     cdef size_t depth, width, wide
 
     def __init__(self, q, scale):
-        cdef np.ndarray source = numpy.ascontiguousarray(q)
+        cdef np.ndarray source = _in_order(q)
         self.table = rn_int8()
         self.width = source.shape[0]
         self.depth = source.shape[1]
@@ -93,7 +93,7 @@ cdef Packed _packed(weight):
 
 
 cdef np.ndarray _contiguous(np.ndarray x):
-    return x if np.PyArray_IS_C_CONTIGUOUS(x) else numpy.ascontiguousarray(x)
+    return x if np.PyArray_IS_C_CONTIGUOUS(x) else _in_order(x)
 
 
 cdef _constants(np.ndarray x, float threshold):
@@ -206,7 +206,7 @@ def quantize_weight(weight):
     if weight.shape[0] > MOST_TERMS:
         _checks.fail("weight", f"at most {MOST_TERMS} terms, whose int32 sum is exact", weight.shape[0])
     try:
-        q, scale = absmax_quantize(numpy.ascontiguousarray(weight.T), axis=0)
+        q, scale = absmax_quantize(_in_order(weight.T), axis=0)
     except ValueError:
         _checks.finite(weight, "weight")
         raise
@@ -280,7 +280,7 @@ cdef _int8_matrix(array, name, look=True):
     if matrix.dtype != numpy.int8 or matrix.ndim != 2 or (look and matrix.size and matrix.min() == -128):
         matrix = _checks.integer_array(array, name, ndim=2, low=-127)
         _checks.fail_type(name, "dtype int8", matrix.dtype)
-    return numpy.ascontiguousarray(matrix)
+    return _in_order(matrix)
 
 
 def matmul_vectorwise(x, weight):
@@ -392,7 +392,7 @@ cdef _product(np.ndarray rows, q, largest, columns, weight, bias, w_float, resul
         padded_bias[: packed.width] = bias
     weights = large = None
     if count:
-        large = numpy.ascontiguousarray((<object> rows)[:, columns])
+        large = _in_order((<object> rows)[:, columns])
         weights = numpy.zeros((count, packed.wide), numpy.float32)
         if w_float is None:
             weights[:, : packed.width] = weight.q[:, columns].T.astype(numpy.float32) * (weight.scale / numpy.float32(127))
@@ -431,7 +431,7 @@ def llm_int8_linear_vjp(x, weight, bias=None, *, threshold=6.0, row_stats="eleme
     outputs, terms = weight.q.shape
     outliers = None
     if outlier_weights == "float":
-        rows = numpy.ascontiguousarray(array).reshape(-1, terms)
+        rows = _in_order(array).reshape(-1, terms)
         outliers = numpy.flatnonzero((numpy.abs(rows) >= threshold).any(axis=0)) if threshold > 0 else None
 
     def pullback(dy):

@@ -1,4 +1,4 @@
-"""Softmax, log-softmax, log-sum-exp and cross-entropy as SIMD kernels."""
+"""Softmax, log-softmax, log-sum-exp, cross-entropy and softmax over the largest entries as SIMD kernels."""
 
 from refnorm_fast.softmax._core import (
     cross_entropy,
@@ -12,6 +12,7 @@ from refnorm_fast.softmax._core import (
     softmax,
     softmax_vjp,
 )
+from refnorm_fast.softmax._select import topk_softmax, topk_softmax_vjp
 
 __all__ = [
     "cross_entropy",
@@ -24,4 +25,6 @@ __all__ = [
     "soft_cross_entropy_vjp",
     "softmax",
     "softmax_vjp",
+    "topk_softmax",
+    "topk_softmax_vjp",
 ]

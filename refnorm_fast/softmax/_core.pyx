@@ -31,6 +31,16 @@ cdef extern from "softmax.h":
         int (*soft_cross_entropy_f64)(const double *, const double *, size_t, size_t, double *, double *, double *, double *) nogil
         void (*soft_cross_entropy_backward_f32)(const float *, const float *, float *, float *, size_t, size_t, const double *, const double *, const double *, const double *) nogil
         void (*soft_cross_entropy_backward_f64)(const double *, const double *, double *, double *, size_t, size_t, const double *, const double *, const double *, const double *) nogil
+        int (*softmax_columns_f32)(const float *, float *, size_t, size_t, size_t) nogil
+        int (*softmax_columns_f64)(const double *, double *, size_t, size_t, size_t) nogil
+        int (*log_softmax_columns_f32)(const float *, float *, size_t, size_t, size_t, double *, double *) nogil
+        int (*log_softmax_columns_f64)(const double *, double *, size_t, size_t, size_t, double *, double *) nogil
+        int (*softmax_from_stats_columns_f32)(const float *, float *, size_t, size_t, size_t, const double *, const double *, const double *) nogil
+        int (*softmax_from_stats_columns_f64)(const double *, double *, size_t, size_t, size_t, const double *, const double *, const double *) nogil
+        int (*softmax_backward_columns_f32)(const float *, const float *, float *, size_t, size_t, size_t) nogil
+        int (*softmax_backward_columns_f64)(const double *, const double *, double *, size_t, size_t, size_t) nogil
+        int (*log_softmax_backward_columns_f32)(const float *, const float *, float *, size_t, size_t, size_t, const double *, const double *) nogil
+        int (*log_softmax_backward_columns_f64)(const double *, const double *, double *, size_t, size_t, size_t, const double *, const double *) nogil
     const rn_softmax_table *rn_softmax() nogil
 
 ALGORITHMS = ("two_pass", "three_pass_recompute", "three_pass_reload", "online")
@@ -81,6 +91,56 @@ cdef _run(Form form, np.ndarray x, np.ndarray y, size_t rows, size_t length, siz
         raise MemoryError
 
 
+cdef inline size_t _inner(np.ndarray x, int axis) noexcept:
+    """Entries of the axes behind `axis`: the step along it in a C-contiguous array."""
+    cdef size_t inner = 1
+    cdef int i
+    for i in range(axis + 1, np.PyArray_NDIM(x)):
+        inner *= np.PyArray_DIM(x, i)
+    return inner
+
+
+cdef _run_columns(Form form, np.ndarray x, np.ndarray y, size_t outer, size_t length, size_t inner):
+    """Columns of the C-contiguous x to the C-contiguous y, which is x itself or apart from it."""
+    cdef void *source = np.PyArray_DATA(x)
+    cdef void *target = np.PyArray_DATA(y)
+    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    cdef int failed
+    with nogil:
+        if form == SOFTMAX:
+            if single:
+                failed = rn_softmax().softmax_columns_f32(<const float *> source, <float *> target, outer, length, inner)
+            else:
+                failed = rn_softmax().softmax_columns_f64(<const double *> source, <double *> target, outer, length, inner)
+        elif single:
+            failed = rn_softmax().log_softmax_columns_f32(<const float *> source, <float *> target, outer, length, inner, NULL, NULL)
+        else:
+            failed = rn_softmax().log_softmax_columns_f64(<const double *> source, <double *> target, outer, length, inner, NULL, NULL)
+    if failed:
+        raise MemoryError
+
+
+cdef np.ndarray _forward_columns(Form form, np.ndarray x, np.ndarray y, int axis):
+    """Along an axis with entries behind it; y is x itself or apart from it."""
+    cdef size_t inner = _inner(x, axis), length = np.PyArray_DIM(x, axis)
+    if np.PyArray_SIZE(x) == 0:
+        return y
+    if np.PyArray_IS_C_CONTIGUOUS(x) and np.PyArray_IS_C_CONTIGUOUS(y) and np.PyArray_ISALIGNED(y):
+        _run_columns(form, x, y, np.PyArray_SIZE(x) // (length * inner), length, inner)
+    elif np.PyArray_SIZE(x) <= CHUNK:
+        part = numpy.array(x, order="C")
+        y[...] = _forward_columns(form, part, part, axis)
+    else:
+        # pieces of the longest other axis, which does not matter to any column
+        split = max((size, i) for i, size in enumerate((<object> x).shape) if i != axis)[1]
+        here, there = numpy.moveaxis(x, split, 0), numpy.moveaxis(y, split, 0)
+        step = max(1, len(here) * CHUNK // x.size)
+        for first in range(0, len(here), step):
+            part = numpy.array(numpy.moveaxis(here[first : first + step], 0, split), order="C")
+            there[first : first + step] = numpy.moveaxis(_forward_columns(form, part, part, axis), split, 0)
+    return y
+
+
 cdef np.ndarray _forward(Form form, np.ndarray x, int axis, int code, out):
     cdef size_t rows, length, stride
     cdef np.ndarray y
@@ -92,6 +152,8 @@ cdef np.ndarray _forward(Form form, np.ndarray x, int axis, int code, out):
             return y
     else:
         y = _fresh(x)
+    if code == 0 and _inner(x, axis) > 1:
+        return _forward_columns(form, x, y, axis)
     if (axis == np.PyArray_NDIM(x) - 1 and np.PyArray_IS_C_CONTIGUOUS(y) and np.PyArray_ISALIGNED(y)
             and _rows_of(x, 1, &rows, &length, &stride)):
         _run(form, x, y, rows, length, stride, code)
@@ -184,35 +246,44 @@ def log_softmax(x, *, axis=-1, out=None):
     return _forward(LOG_SOFTMAX, array, _axis_of(array, axis), 0, out)
 
 
-# ---- with pullbacks: the array's rows are made contiguous, moved to the last axis ------------------------------------
+# ---- with pullbacks: the array's rows, or the columns of the contiguous array ----------------------------------------
 
 cdef class _Rows:
-    """An array's rows along one axis, and where they go back."""
+    """An array's rows along one axis, and where they go back. An axis with entries behind it has `columns` instead."""
 
     cdef np.ndarray x
     cdef np.ndarray original
     cdef int axis
-    cdef bint last
+    cdef bint in_place
+    cdef bint columns
     cdef bint single
-    cdef size_t rows, length, stride
+    cdef size_t rows, length, stride, outer, inner
 
     cdef object put_back(self, np.ndarray y):
-        return y if self.last else numpy.ascontiguousarray(numpy.moveaxis(y, -1, self.axis))
+        return y if self.in_place else _in_order(numpy.moveaxis(y, -1, self.axis))
 
     cdef np.ndarray cotangent(self, g, name):
         """A cotangent of the array's shape, in its dtype, as contiguous rows."""
         cdef np.ndarray array = numpy.asarray(g, dtype=(<object> self.original).dtype)
         _checks.shape(array, name, (<object> self.original).shape)
-        return numpy.ascontiguousarray(array if self.last else numpy.moveaxis(array, self.axis, -1))
+        return _in_order(array if self.in_place else numpy.moveaxis(array, self.axis, -1))
 
 
-cdef _Rows _rows_along(np.ndarray array, int axis):
+cdef _Rows _rows_along(np.ndarray array, int axis, bint columns=True):
     cdef _Rows r = _Rows.__new__(_Rows)
     r.original = array
     r.axis = axis
-    r.last = axis == np.PyArray_NDIM(array) - 1
     r.single = np.PyArray_TYPE(array) == np.NPY_FLOAT
-    r.x = _rows_contiguous(array if r.last else numpy.moveaxis(array, axis, -1), 1, &r.rows, &r.length, &r.stride)
+    r.inner = _inner(array, axis)
+    r.columns = columns and r.inner > 1
+    r.in_place = r.columns or axis == np.PyArray_NDIM(array) - 1
+    if r.columns:
+        r.x = _in_order(array)
+        r.length = np.PyArray_DIM(array, axis)
+        r.rows = np.PyArray_SIZE(array) // r.length
+        r.outer = r.rows // r.inner
+        return r
+    r.x = _rows_contiguous(array if r.in_place else numpy.moveaxis(array, axis, -1), 1, &r.rows, &r.length, &r.stride)
     return r
 
 
@@ -235,7 +306,12 @@ cdef _Stats _stats_of(_Rows r, np.ndarray z):
     cdef void *target = NULL if z is None else np.PyArray_DATA(z)
     if r.rows:
         with nogil:
-            if r.single:
+            if r.columns:
+                if r.single:
+                    failed = rn_softmax().log_softmax_columns_f32(<const float *> x, <float *> target, r.outer, r.length, r.inner, largest, log_sum)
+                else:
+                    failed = rn_softmax().log_softmax_columns_f64(<const double *> x, <double *> target, r.outer, r.length, r.inner, largest, log_sum)
+            elif r.single:
                 failed = rn_softmax().log_softmax_f32(<const float *> x, r.stride, <float *> target, r.rows, r.length, largest, log_sum)
             else:
                 failed = rn_softmax().log_softmax_f64(<const double *> x, r.stride, <double *> target, r.rows, r.length, largest, log_sum)
@@ -260,9 +336,13 @@ def softmax_vjp(x, *, axis=-1, algorithm="two_pass"):
     0.0
     """
     cdef np.ndarray array = _float_array(x, "x")
-    cdef _Rows r = _rows_along(array, _axis_of(array, axis))
+    cdef int along = _axis_of(array, axis), code = _code_of(algorithm)
+    cdef _Rows r = _rows_along(array, along, code == 0)
     cdef np.ndarray rows_y = _fresh(r.x)
-    _run(SOFTMAX, r.x, rows_y, r.rows, r.length, r.stride, _code_of(algorithm))
+    if r.columns:
+        _forward_columns(SOFTMAX, r.x, rows_y, along)
+    else:
+        _run(SOFTMAX, r.x, rows_y, r.rows, r.length, r.stride, code)
 
     def pullback(dy):
         cdef np.ndarray g = r.cotangent(dy, "dy")
@@ -270,11 +350,19 @@ def softmax_vjp(x, *, axis=-1, algorithm="two_pass"):
         cdef void *y_data = np.PyArray_DATA(rows_y)
         cdef void *g_data = np.PyArray_DATA(g)
         cdef void *dx_data = np.PyArray_DATA(dx)
+        cdef int failed = 0
         with nogil:
-            if r.single:
+            if r.columns:
+                if r.single:
+                    failed = rn_softmax().softmax_backward_columns_f32(<const float *> y_data, <const float *> g_data, <float *> dx_data, r.outer, r.length, r.inner)
+                else:
+                    failed = rn_softmax().softmax_backward_columns_f64(<const double *> y_data, <const double *> g_data, <double *> dx_data, r.outer, r.length, r.inner)
+            elif r.single:
                 rn_softmax().softmax_backward_f32(<const float *> y_data, <const float *> g_data, <float *> dx_data, r.rows, r.length)
             else:
                 rn_softmax().softmax_backward_f64(<const double *> y_data, <const double *> g_data, <double *> dx_data, r.rows, r.length)
+        if failed:
+            raise MemoryError
         return (r.put_back(dx),)
 
     return r.put_back(rows_y), pullback
@@ -308,11 +396,19 @@ def log_softmax_vjp(x, *, axis=-1):
         cdef void *dx_data = np.PyArray_DATA(dx)
         cdef double *largest = <double *> np.PyArray_DATA(s.largest)
         cdef double *log_sum = <double *> np.PyArray_DATA(s.log_sum)
+        cdef int failed = 0
         with nogil:
-            if r.single:
+            if r.columns:
+                if r.single:
+                    failed = rn_softmax().log_softmax_backward_columns_f32(<const float *> x_data, <const float *> g_data, <float *> dx_data, r.outer, r.length, r.inner, largest, log_sum)
+                else:
+                    failed = rn_softmax().log_softmax_backward_columns_f64(<const double *> x_data, <const double *> g_data, <double *> dx_data, r.outer, r.length, r.inner, largest, log_sum)
+            elif r.single:
                 rn_softmax().log_softmax_backward_f32(<const float *> x_data, r.stride, <const float *> g_data, <float *> dx_data, r.rows, r.length, largest, log_sum)
             else:
                 rn_softmax().log_softmax_backward_f64(<const double *> x_data, r.stride, <const double *> g_data, <double *> dx_data, r.rows, r.length, largest, log_sum)
+        if failed:
+            raise MemoryError
         return (r.put_back(dx),)
 
     return r.put_back(z), pullback
@@ -323,7 +419,7 @@ cdef _logsumexp(_Rows r, _Stats s, bint keepdims):
     undefined = numpy.isnan(total)
     if undefined.any():
         # No finite largest entry: the largest itself is the limit (NaN, inf or -inf).
-        total[undefined] = r.x.reshape(r.rows, r.length)[undefined].max(axis=1)
+        total[undefined] = (<object> r.original).max(axis=r.axis).reshape(r.rows)[undefined]
     shape = list((<object> r.original).shape)
     if keepdims:
         shape[r.axis] = 1
@@ -393,7 +489,7 @@ def logsumexp_vjp(x, *, axis=-1, keepdims=False):
     def pullback(dlse):
         wide = numpy.asarray(dlse, dtype=numpy.float64)
         _checks.shape(wide, "dlse", value.shape)
-        cdef np.ndarray factor = numpy.ascontiguousarray(wide).reshape(r.rows)
+        cdef np.ndarray factor = _in_order(wide).reshape(r.rows)
         return (r.put_back(_softmax_times(r, s, factor)),)
 
     return value, pullback
@@ -406,11 +502,19 @@ cdef np.ndarray _softmax_times(_Rows r, _Stats s, np.ndarray factor):
     cdef double *largest = <double *> np.PyArray_DATA(s.largest)
     cdef double *log_sum = <double *> np.PyArray_DATA(s.log_sum)
     cdef double *weight = <double *> np.PyArray_DATA(factor)
+    cdef int failed = 0
     with nogil:
-        if r.single:
+        if r.columns:
+            if r.single:
+                failed = rn_softmax().softmax_from_stats_columns_f32(<const float *> x_data, <float *> dx_data, r.outer, r.length, r.inner, largest, log_sum, weight)
+            else:
+                failed = rn_softmax().softmax_from_stats_columns_f64(<const double *> x_data, <double *> dx_data, r.outer, r.length, r.inner, largest, log_sum, weight)
+        elif r.single:
             rn_softmax().softmax_from_stats_f32(<const float *> x_data, r.stride, <float *> dx_data, r.rows, r.length, largest, log_sum, weight)
         else:
             rn_softmax().softmax_from_stats_f64(<const double *> x_data, r.stride, <double *> dx_data, r.rows, r.length, largest, log_sum, weight)
+    if failed:
+        raise MemoryError
     return dx
 
 
@@ -434,7 +538,7 @@ cdef np.ndarray _row_weights(dloss, np.ndarray logits, reduction, size_t counted
     rows = np.PyArray_DIM(logits, 0)
     _checks.shape(wide, "dloss", (rows,) if reduction == "none" else ())
     if reduction == "none":
-        return numpy.ascontiguousarray(wide)
+        return _in_order(wide)
     return numpy.full(rows, wide / counted if reduction == "mean" else wide)
 
 
@@ -594,8 +698,8 @@ cdef _Soft _soft_cross_entropy(logits, target, reduction):
     _checks.shape(given, "target", (array.shape[0], array.shape[1]))
     _checks.one_of(reduction, "reduction", REDUCTIONS)
     _check_counted(reduction, array.shape[0], array.shape[0])
-    h.r = _rows_along(numpy.ascontiguousarray(array), 1)
-    h.q = numpy.ascontiguousarray(given)
+    h.r = _rows_along(_in_order(array), 1)
+    h.q = _in_order(given)
     h.s = _Stats.__new__(_Stats)
     h.s.largest = numpy.empty(h.r.rows)
     h.s.log_sum = numpy.empty(h.r.rows)

@@ -32,7 +32,7 @@ cdef np.ndarray _input(x, name, np.ndarray like):
         if not _same_shape(array, like):
             _checks.shape(array, name, (<object> like).shape)
     if not np.PyArray_IS_C_CONTIGUOUS(array):
-        array = numpy.ascontiguousarray(array)
+        array = _in_order(array)
     return array
 
 

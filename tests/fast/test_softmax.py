@@ -151,18 +151,97 @@ def test_huge_entries_beside_ordinary_ones() -> None:
 @pytest.mark.parametrize("dtype", support.DTYPES)
 @pytest.mark.parametrize("function", [fast.softmax, fast.log_softmax])
 def test_layouts_and_axes(function: Callable[..., AnyArray], dtype: type) -> None:
+    exact = exact_softmax if function is fast.softmax else exact_log_softmax
+    bound = 2 if dtype is np.float32 else 4
     x = (4 * np.random.default_rng(0).normal(size=(6, 5, 7))).astype(dtype)
     for name, same in support.layouts(x).items():
         for axis in (-1, 0, 1, 2, -3):
-            expected = function(np.ascontiguousarray(np.moveaxis(same, axis, -1)))
+            contiguous = np.ascontiguousarray(same)
+            expected = function(contiguous, axis=axis)
             result = function(same, axis=axis)
-            np.testing.assert_array_equal(result, np.moveaxis(expected, -1, axis), err_msg=f"{name}, axis {axis}")
+            np.testing.assert_array_equal(result, expected, err_msg=f"{name}, axis {axis}")
+            assert ulp_error(np.moveaxis(result, axis, -1), exact(np.moveaxis(contiguous, axis, -1))).max() <= bound
             assert result.flags.c_contiguous
     # larger than one chunk of the copies that awkward layouts need
     tall = (4 * np.random.default_rng(0).normal(size=(700, 3, 401))).astype(dtype)
-    np.testing.assert_array_equal(
-        function(tall, axis=0), np.moveaxis(function(np.ascontiguousarray(np.moveaxis(tall, 0, -1))), -1, 0)
-    )
+    for axis in (0, 1):
+        expected = function(tall, axis=axis)
+        np.testing.assert_array_equal(function(np.asfortranarray(tall), axis=axis), expected)
+        np.testing.assert_array_equal(
+            function(tall[::-1, :, ::-1], axis=axis)[:, :, ::-1], function(tall[::-1], axis=axis)
+        )
+    assert ulp_error(np.moveaxis(function(tall, axis=0), 0, -1), exact(np.moveaxis(tall, 0, -1))).max() <= bound
+
+
+def exact_backward(name: str, y: AnyArray, g: AnyArray) -> AnyArray:
+    """Along axis -2, from long doubles; ``y`` is the exact softmax."""
+    y, g = y.astype(np.longdouble), g.astype(np.longdouble)
+    if name == "softmax":
+        return y * (g - (g * y).sum(axis=-2, keepdims=True))
+    return g - y * g.sum(axis=-2, keepdims=True)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 31, 300, 9001])
+def test_columns(length: int, dtype: type) -> None:
+    """Every width of a tail beside whole strips; columns that are copied to scratch and such that are too long for it."""
+    rng = np.random.default_rng(length)
+    unit = EPS[np.dtype(dtype)]
+    for inner in (*range(2, 70), 130) if length < 300 else (5, 64, 81):
+        x = (5 * rng.normal(size=(2, length, inner))).astype(dtype)
+        guarded = np.full(x.size + 2, np.nan, dtype)  # neighbours that must be neither read nor written
+        guarded[1:-1] = x.ravel()
+        same, moved = guarded[1:-1].reshape(x.shape), np.moveaxis(x, 1, -1)
+        exact, exact_log = (np.moveaxis(f(moved), -1, 1) for f in (exact_softmax, exact_log_softmax))
+        y, z = fast.softmax(same, axis=1), fast.log_softmax(same, axis=1)
+        assert ulp_error(y, exact).max() <= (2 if dtype is np.float32 else 4), inner
+        assert ulp_error(z, exact_log).max() <= (2 if dtype is np.float32 else 4), inner
+        np.testing.assert_allclose(
+            fast.logsumexp(x, axis=1), reference.logsumexp(x, axis=1), rtol=4 * unit, atol=4 * unit
+        )
+        out = np.full(x.size + 2, 7, dtype)
+        fast.softmax(x, axis=1, out=out[1:-1].reshape(x.shape))
+        np.testing.assert_array_equal(out[1:-1].reshape(x.shape), y)
+        assert out[0] == out[-1] == 7
+        dy = rng.normal(size=x.shape).astype(dtype)
+        for name in ("softmax", "log_softmax"):
+            value, pullback = getattr(fast, name + "_vjp")(x, axis=1)
+            np.testing.assert_array_equal(value, y if name == "softmax" else z)
+            scale = max(1.0, float(np.abs(dy.sum(axis=1)).max()))
+            np.testing.assert_allclose(
+                pullback(dy)[0], exact_backward(name, exact, dy).astype(dtype), rtol=0, atol=16 * unit * scale
+            )
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("length", [2, 64, 5000])
+def test_special_columns(length: int, dtype: type) -> None:
+    x = np.zeros((2, length, 9), dtype)
+    x[:, -1, 0] = np.nan
+    x[:, 0, 1] = np.inf
+    x[:, :, 2] = -np.inf
+    x[:, 1:, 3] = -np.inf
+    x[:, :, 4] = -np.inf
+    x[:, length // 2, 4] = np.nan
+    x[:, :-1, 5] = -np.inf
+    x[:, -1, 5] = -3e38
+    x[:, 0, 6] = 3e38
+    x[:, ::2, 7] = -3e38
+    x[:, ::2, 8] = 1e5
+    rows = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    for name in ("softmax", "log_softmax"):
+        y, pullback = getattr(fast, name + "_vjp")(x, axis=1)
+        by_rows, rows_pullback = getattr(fast, name + "_vjp")(rows)
+        expected = np.moveaxis(by_rows, -1, 1)
+        np.testing.assert_allclose(y, expected, rtol=4 * EPS[x.dtype], atol=0, err_msg=name)
+        dy = np.random.default_rng(0).normal(size=x.shape).astype(dtype)
+        dx = rows_pullback(np.ascontiguousarray(np.moveaxis(dy, 1, -1)))[0]
+        scale = max(1.0, float(np.abs(dy.sum(axis=1)).max()))
+        np.testing.assert_allclose(pullback(dy)[0], np.moveaxis(dx, -1, 1), rtol=0, atol=16 * EPS[x.dtype] * scale)
+    lse = fast.logsumexp(x, axis=1)
+    np.testing.assert_allclose(lse, fast.logsumexp(rows), rtol=4 * EPS[x.dtype])
 
 
 @pytest.mark.parametrize("dtype", support.DTYPES)
@@ -200,6 +279,9 @@ def test_same_bits_for_any_number_of_threads(shape: tuple[int, int], dtype: type
         found += [fast.softmax(x, algorithm=name) for name in _core.ALGORITHMS[1:]]
         for name in ("softmax", "log_softmax"):
             found += getattr(fast, name + "_vjp")(x)[1](dy)
+            if shape[0] > 3:
+                y, pullback = getattr(fast, name + "_vjp")(x, axis=0)
+                found += [y, *pullback(dy)]
         loss, pullback = fast.cross_entropy_vjp(x, target, label_smoothing=0.1)
         return [*found, loss, *pullback(1.0)]
 

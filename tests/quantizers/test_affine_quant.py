@@ -14,6 +14,8 @@ from refnorm.quantizers import (
     dominance_margin,
     fit_affine_quant,
     gradual_mask,
+    int4_linear_vjp,
+    quantize_weight_int4,
     smooth_init,
 )
 from refnorm.quantizers._calibration import fake_quantize_range
@@ -75,6 +77,19 @@ def case(name, arguments=ARGUMENTS, **options):
 
 POSITIVE = [*ARGUMENTS[:1], np.abs(ARGUMENTS[1]), *ARGUMENTS[2:3], np.abs(ARGUMENTS[3]), *ARGUMENTS[4:]]
 
+FOUR_BITS = quantize_weight_int4(RNG.standard_normal((7, 4)), group_size=3)
+
+
+def int4_case(name, shape, bias=True):
+    arrays = (RNG.standard_normal(shape), RNG.standard_normal(4)) if bias else (RNG.standard_normal(shape),)
+
+    def call(x, given_bias=None):
+        y, pullback = int4_linear_vjp(x, FOUR_BITS, given_bias)
+        return y, lambda dy: pullback(dy)[: len(arrays)]
+
+    return GradientCase(int4_linear_vjp, arrays, call=call, method="complex", name=name)
+
+
 GRADIENT_CASES = [
     GradientCase(affine_equivalent_vjp, tuple(ARGUMENTS[:5]), method="complex", name="full matrix"),
     GradientCase(affine_equivalent_vjp, tuple(ARGUMENTS[:5]), {"mask": MASK}, method="complex", name="masked"),
@@ -85,6 +100,10 @@ GRADIENT_CASES = [
     case("activations only, rows' extremes differentiated", weight_bits=None, bits=3, range_gradient=True),
     case("rows' extremes differentiated", bits=3, range_gradient=True),
     case("range of weights ends at 0", POSITIVE, bits=None),
+    int4_case("matrix", (5, 7)),
+    int4_case("no bias", (5, 7), bias=False),
+    int4_case("leading axes", (2, 3, 7)),
+    int4_case("one row", (7,)),
 ]
 
 

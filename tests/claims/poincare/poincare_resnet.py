@@ -54,11 +54,11 @@ class _FrechetNetwork:
             given = (result.x, result.variance)
             return midpoint_batch_norm(y, bias, gain, curvature, *given, eps=eps), given, None
 
-        usual, module.normalize = module.normalize, normalize
+        usual, module.LAYERS.normalize = module.LAYERS.normalize, normalize
         try:
             return self.network.forward(params, x)
         finally:
-            module.normalize = usual
+            module.LAYERS.normalize = usual
 
 
 def moved(params, rng):

@@ -1,4 +1,4 @@
-"""Truth for ReLU and GELU: the definitions in mpmath at 50 digits."""
+"""Truth for the activations: the definitions in mpmath at 50 digits."""
 
 import mpmath
 import numpy as np
@@ -30,6 +30,19 @@ def tanh_slope(x):
     probability = 1 / (1 + mpmath.exp(-2 * tanh_inner(x)))
     inner = mpmath.sqrt(2 / mpmath.pi) * (1 + 3 * mpmath.mpf("0.044715") * x**2)
     return probability + 2 * x * probability * (1 - probability) * inner
+
+
+def logistic(x):
+    return 1 / (1 + mpmath.exp(-x))
+
+
+# Value and slope, from the definitions.
+LOGISTIC_RELATIVES = {
+    "sigmoid": (logistic, lambda x: logistic(x) * logistic(-x)),
+    "silu": (lambda x: x * logistic(x), lambda x: logistic(x) + x * logistic(x) * logistic(-x)),
+    "softplus": (lambda x: mpmath.log1p(mpmath.exp(x)), logistic),
+    "erf": (mpmath.erf, lambda x: 2 / mpmath.sqrt(mpmath.pi) * mpmath.exp(-x * x)),
+}
 
 
 def truth(function, x):
@@ -67,6 +80,22 @@ def cases():
                         tolerance=Tolerance(8, "ulp_of_largest"),
                     )
                 )
+            for function, (value, slope) in LOGISTIC_RELATIVES.items():
+                common = {
+                    "function": f"nn.{function}",
+                    "name": f"{function}, {np.dtype(dtype)}, {name}",
+                    "args": (x,),
+                    "source": SOURCE,
+                }
+                found.append(GoldenCase(**common, expected=truth(value, x), tolerance=Tolerance(3, "ulp")))
+                found.append(
+                    GoldenCase(
+                        **common,
+                        cotangent=cotangent,
+                        expected=(truth(slope, x) * cotangent.astype(np.float64),),
+                        tolerance=Tolerance(8, "ulp_of_largest"),
+                    )
+                )
             common = {"function": "nn.relu", "name": f"{np.dtype(dtype)}, {name}", "args": (x,), "source": "by hand"}
             found.append(GoldenCase(**common, expected=np.where(x > 0, x, 0)))
             found.append(GoldenCase(**common, cotangent=cotangent, expected=(np.where(x > 0, cotangent, 0),)))
@@ -80,6 +109,22 @@ def cases():
                     np.array([np.inf, 0, np.nan, dtype(1e30), 0], dtype),
                     "by hand: limits at infinity; Phi(-1e30) is below the smallest number",
                     options={"approximate": approximate},
+                )
+            )
+        limits = {
+            "sigmoid": [1, 0, np.nan, 1, 0],
+            "silu": [np.inf, 0, np.nan, dtype(1e30), 0],
+            "softplus": [np.inf, 0, np.nan, dtype(1e30), 0],
+            "erf": [1, -1, np.nan, 1, -1],
+        }
+        for function, expected in limits.items():
+            found.append(
+                GoldenCase(
+                    f"nn.{function}",
+                    f"{function}, {np.dtype(dtype)}, special values",
+                    (special,),
+                    np.array(expected, dtype),
+                    "by hand: limits at infinity",
                 )
             )
         found.append(

@@ -1,9 +1,12 @@
 """Truth for AffineQuant: hand calculations, and PyTorch in float64 (autograd through linalg.inv, Adam)."""
 
+from fractions import Fraction
+
 import numpy as np
 import torch
 
 from refnorm.conformance import GoldenCase, Tolerance
+from refnorm.quantizers import Int4Weight
 
 TORCH = f"torch {torch.__version__.split('+')[0]}, float64"
 CLOSE = Tolerance(1e-11, "relative_of_largest")
@@ -12,7 +15,7 @@ ULP = Tolerance(4, "ulp_of_largest")
 
 def cases():
     rng = np.random.default_rng(20240319)
-    return [*by_hand(), *layers(rng), fitted(rng)]
+    return [*by_hand(), *layers(rng), fitted(rng), *four_bits(np.random.default_rng(4))]
 
 
 def by_hand():
@@ -133,3 +136,63 @@ def fitted(rng):
         (*best, np.array(epochs * steps), np.array(losses), np.array(margins)), f"{TORCH}: autograd and Adam",
         Tolerance(1e-8, "relative_of_largest"), {"n_epochs": epochs, "steps_per_epoch": steps},
     )  # fmt: skip
+
+
+def exact_codes(column, group_size):
+    """Codes, scales and zero points of one output's weights, by Python's exact fractions."""
+    codes, scales, zero_points = [], [], []
+    for first in range(0, len(column), group_size):
+        group = [Fraction(float(value)) for value in column[first : first + group_size]]
+        low, high = min(*group, Fraction(0)), max(*group, Fraction(0))
+        scale = (high - low) / 15
+        zero = round(-low / scale)
+        codes += [min(max(round(value / scale) + zero, 0), 15) for value in group]
+        scales.append(scale)
+        zero_points.append(zero)
+    return codes, scales, zero_points
+
+
+def exact_int4(weight, group_size):
+    columns = [exact_codes(column, group_size) for column in weight.T]
+    q = np.zeros((weight.shape[1], (len(weight) + 1) // 2), np.uint8)
+    for n, (codes, _, _) in enumerate(columns):
+        for k, code in enumerate(codes):
+            q[n, k // 2] += code << 4 * (k % 2)
+    scale = np.array([[float(s) for s in scales] for _, scales, _ in columns], weight.dtype)
+    zero_point = np.array([zeros for _, _, zeros in columns], np.uint8)
+    return Int4Weight(q, scale, zero_point, len(weight), group_size)
+
+
+def four_bits(rng):
+    """Codes from exact fractions; layers from PyTorch's float64 product with weights dequantized entry by entry."""
+    found = []
+    for inputs, outputs, group_size, dtype in ((8, 3, 4, np.float64), (37, 5, 16, np.float64), (70, 6, 32, np.float32)):
+        weight = rng.standard_normal((inputs, outputs)).astype(dtype)
+        packed = exact_int4(weight, group_size)
+        name = f"{inputs} inputs in groups of {group_size}, {np.dtype(dtype)}"
+        w_hat = np.zeros((inputs, outputs))
+        for n in range(outputs):
+            for k in range(inputs):
+                code, g = int(packed.q[n, k // 2]) >> 4 * (k % 2) & 15, k // group_size
+                w_hat[k, n] = (code - int(packed.zero_point[n, g])) * float(packed.scale[n, g])
+        found += [
+            GoldenCase(
+                "quantizers.quantize_weight_int4", name, (weight,),
+                (packed.q, packed.scale, packed.zero_point, np.array(inputs), np.array(group_size)),
+                "exact fractions", Tolerance(1, "ulp"), {"group_size": group_size},
+            ),
+            GoldenCase(
+                "quantizers.dequantize_weight_int4", name, (packed,), w_hat, "one entry at a time", Tolerance(1, "ulp")
+            ),
+        ]  # fmt: skip
+        x, bias = rng.standard_normal((2, 4, inputs)).astype(dtype), rng.standard_normal(outputs).astype(dtype)
+        dy = rng.standard_normal((2, 4, outputs)).astype(dtype)
+        wide = [torch.tensor(array.astype(np.float64), requires_grad=True) for array in (x, bias)]
+        y = wide[0] @ torch.tensor(w_hat) + wide[1]
+        y.backward(torch.tensor(dy.astype(np.float64)))
+        close = Tolerance(2e-6 if dtype == np.float32 else 1e-13, "relative_of_largest")
+        common = {"function": "quantizers.int4_linear", "name": name, "args": (x, packed, bias), "tolerance": close}
+        common |= {"source": f"{TORCH}, dequantized weights"}
+        found.append(GoldenCase(**common, expected=y.detach().numpy().astype(dtype)))
+        found.append(GoldenCase(**common, cotangent=dy, expected=tuple(t.grad.numpy().astype(dtype) for t in wide)))
+    return found

@@ -1,0 +1,53 @@
+/* Norms with statistics per channel over the batch and its places: batch norm, L1 batch norm, quadratic means.
+ *
+ * An array is `outer` x `channels` x `inner`, contiguous: images with the channels first have inner > 1, with the channels
+ * last inner = 1. It is cut into `ghosts` batches of `ghost_outer`, the last of which has the rest, with statistics of
+ * their own: what is listed as one per channel is one per ghost batch and channel. y may be x itself; outputs do not
+ * overlap inputs otherwise. All functions return 0, or -1: no memory. */
+#ifndef REFNORM_CHANNEL_NORM_H
+#define REFNORM_CHANNEL_NORM_H
+
+#include "dispatch.h"
+
+/* What a channel subtracts and divides by. n = outer * inner, c = x - mean.
+ * batch: spread = mean(c^2), inverse = 1 / sqrt(spread + eps);
+ * L1: spread = mean|c|, inverse = 1 / (factor * spread + eps), sign = mean(sign c);
+ * square: mean = 0, spread = mean(x^2), inverse as batch; mean: inverse = 1, spread = mean(c^2);
+ * given: mean and inverse are the caller's. */
+enum { RN_BATCH_NORM = 0, RN_L1_NORM, RN_SQUARE_NORM, RN_MEAN_NORM, RN_GIVEN_NORM };
+
+typedef struct {
+    size_t outer, channels, inner, ghosts, ghost_outer;
+} rn_channel_shape;
+
+/* The mean is mean + low: beside a large common offset one double does not hold enough of it for float64 entries. */
+typedef struct {
+    double mean, low, spread, sign, inverse;
+} rn_channel;
+
+/* dx = scale * (dy - level) + slope * c */
+typedef struct {
+    double mean, low, scale, level, slope;
+} rn_channel_line;
+
+#define RN_CHANNEL_NORM_FUNCTIONS(T, suffix)                                                                          \
+    /* y = gain * c * inverse + bias, and the statistics. y: NULL for these alone, in float64 sums. gain, bias: NULL for 1 and 0. */   \
+    int (*norm_##suffix)(int kind, const T *x, const T *gain, const T *bias, T *y, rn_channel_shape shape, double eps, \
+                         double factor, rn_channel *channels);                                                        \
+    /* The pullback of norm; the statistics depend on x unless given. sums: for every channel sum(dy) and sum(dy c). */ \
+    int (*backward_##suffix)(int kind, const T *x, const T *dy, const T *gain, T *dx, rn_channel_shape shape,         \
+                             double factor, const rn_channel *channels, double *sums);                                \
+    /* sum(dy) and sum(dy c) of every channel. */                                                                     \
+    int (*sums_##suffix)(const T *x, const T *dy, rn_channel_shape shape, const rn_channel_line *lines, double *sums); \
+    /* dx by the given lines; sums: NULL, or as above, from the same read. */                                         \
+    int (*combine_##suffix)(const T *x, const T *dy, T *dx, rn_channel_shape shape, const rn_channel_line *lines,     \
+                            double *sums);
+
+typedef struct {
+    RN_CHANNEL_NORM_FUNCTIONS(float, f32)
+    RN_CHANNEL_NORM_FUNCTIONS(double, f64)
+} rn_channel_norm_table;
+
+RN_EXPORT const rn_channel_norm_table *rn_channel_norm(void);
+
+#endif
