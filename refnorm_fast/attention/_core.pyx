@@ -77,6 +77,9 @@ def scaled_dot_product_attention(query, key, value, *, mask=None, causal=False, 
     >>> scaled_dot_product_attention(query, key, np.array([[2.0], [4.0]]))
     array([[3.]])
     """
+    if _on_gpu(query):
+        return _dispatch.call("attention.scaled_dot_product_attention", out, query, key, value, mask=mask,
+                              causal=causal, scale=scale)
     query, key, value = _float_array(query, "query"), _float_array(key, "key"), _float_array(value, "value")
     for name, array in (("query", query), ("key", key), ("value", value)):
         _checks.float_array(array, name, min_ndim=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refnorm_fast.cuda import _device, softmax
+import refnorm
+import refnorm_fast
+from refnorm_fast import cuda
+from refnorm_fast.cuda import _device, _dispatch, softmax
 
 
 class FakeKernel:
@@ -129,3 +134,107 @@ def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_device, "_current", None)
     with pytest.raises(ImportError, match=r"pip install refnorm\[cuda\]"):
         softmax.softmax(np.zeros(3).view(OnGPU))
+
+
+# ---- from the public functions ---------------------------------------------------------------------------------------
+
+
+def functions(package: ModuleType) -> dict[str, Any]:
+    """The functions of the rooms that have CUDA kernels, by ``"room.function"``."""
+    found = {}
+    for room in cuda.ROOMS:
+        module = importlib.import_module(f"{package.__name__}.{room}")
+        for name in module.__all__:
+            if callable(getattr(module, name)) and not isinstance(getattr(module, name), type):
+                found[f"{room}.{name}"] = getattr(module, name)
+    return found
+
+
+KERNELS, FAST = functions(cuda), functions(refnorm_fast)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_signatures_are_the_reference_s(name: str) -> None:
+    room, function = name.split(".")
+    reference = inspect.signature(getattr(getattr(refnorm, room), function))
+    mine = inspect.signature(KERNELS[name])
+    assert [(p.name, p.kind, p.default) for p in mine.parameters.values()] == [
+        (p.name, p.kind, p.default) for p in reference.parameters.values()
+    ]
+
+
+def arguments(function: Any) -> dict[str, Any]:
+    """A different object for each argument that the function must be given or may."""
+    return {name: object() for name in inspect.signature(function).parameters if name != "out"}
+
+
+@pytest.mark.parametrize("name", sorted(KERNELS.keys() & FAST.keys()))
+def test_arrays_on_a_gpu_go_to_the_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = arguments(FAST[name])
+    first = next(iter(given))
+    given[first] = np.zeros(3).view(OnGPU)
+    seen: list[Any] = []
+    monkeypatch.setattr(_dispatch, "call", lambda *args, **options: seen.append((args, options)) or "result")
+    assert FAST[name](**given) == "result"
+    (((called, out, *positional), options),) = seen
+    assert (called, out) == (name, None)
+    bound = inspect.signature(KERNELS[name]).bind(*positional, **options).arguments
+    assert bound == given  # every argument reaches the one of its name
+
+
+def test_result_of_the_kernel() -> None:
+    seen = []
+
+    class Device:
+        def __getattr__(self, name: str) -> Any:
+            seen.append(name)
+            raise KeyError(name)
+
+    with _device.using(Device()), pytest.raises(KeyError):
+        refnorm_fast.softmax.softmax(np.zeros(3).view(OnGPU))
+    assert seen == ["adopt"]
+
+
+class Host:
+    """A device whose kernels do nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return {
+            "adopt": lambda x: x,
+            "contiguous": lambda x: x,
+            "empty": lambda shape, dtype: np.full(shape, 7, dtype),
+            "launch": lambda *_: None,
+            "copy": lambda source, target: np.copyto(target, source),
+        }[name]
+
+
+def test_out_takes_a_copy() -> None:
+    x, out = np.zeros(3).view(OnGPU), np.zeros(3).view(OnGPU)
+    with _device.using(Host()):
+        assert refnorm_fast.softmax.softmax(x, out=out) is out
+        assert (out == 7).all()
+        parts = np.zeros((2, 3)).view(OnGPU)
+        moved = refnorm_fast.solvers.lion_update(x, x, x, out=(parts[0], parts[1]))
+        assert [type(part) for part in moved] == [OnGPU, OnGPU]
+        assert (parts == 7).all()
+
+
+def test_out_that_does_not_fit() -> None:
+    x = np.zeros(3).view(OnGPU)
+    with _device.using(Host()):
+        with pytest.raises(TypeError, match="out: expected an array on the GPU, got ndarray"):
+            refnorm_fast.softmax.softmax(x, out=np.zeros(3))
+        with pytest.raises(TypeError, match="out: expected dtype float64, got dtype float32"):
+            refnorm_fast.softmax.softmax(x, out=x.astype(np.float32))
+        with pytest.raises(ValueError, match=r"out: expected shape \(3,\), got \(2,\)"):
+            refnorm_fast.softmax.softmax(x, out=x[:2])
+        with pytest.raises(ValueError, match="out: expected 2 arrays, got 1"):
+            refnorm_fast.solvers.lion_update(x, x, x, out=(x,))
+
+
+def test_functions_without_a_kernel_say_so() -> None:
+    x = np.zeros((2, 3)).view(OnGPU)
+    with pytest.raises(TypeError, match=r"x: expected an array in host memory, got one on a GPU.*\.get\(\)"):
+        refnorm_fast.norms.compressed_rms_norm(x)
+    with pytest.raises(TypeError, match="gain: expected an array in host memory"):
+        refnorm_fast.norms.layer_norm(np.zeros((2, 3)), x[0], np.zeros(3))
