@@ -14,13 +14,15 @@ from refnorm import _checks
 from refnorm._typing import AnyArray
 from refnorm_fast.cuda._device import DeviceArray, Size, device
 
-SHARED_BYTES = 48 * 1024
-"""Shared memory that a block has on every GPU without asking for more."""
+SHARED_BYTES = 44 * 1024
+"""Shared memory for rows. A block has 48 KB on every GPU without asking for more; reductions take up to 4 of them."""
 
 SHORT_ROW = 1024
 """Entries up to which one warp works on a row."""
 
 LARGE_TEAM = 512
+"""Threads of a block at most, as the kernels are compiled."""
+
 ELEMENTWISE_BLOCK = 256
 MOST_BLOCKS = 2**20
 """Rows or elements beyond this many blocks are taken in turns."""

@@ -9,7 +9,18 @@ import numpy as np
 
 from refnorm import _checks, poincare
 from refnorm._typing import Pullback
-from refnorm_fast.cuda._arrays import Rows, array, cotangent, empty, float_array, number, run, run_rows, to_host
+from refnorm_fast.cuda._arrays import (
+    LARGE_TEAM,
+    Rows,
+    array,
+    cotangent,
+    empty,
+    float_array,
+    number,
+    run,
+    run_rows,
+    to_host,
+)
 
 __all__ = [
     "dist",
@@ -29,7 +40,6 @@ __all__ = [
 ]
 
 PROJECTION_MARGIN = {np.dtype(np.float32): 4e-3, np.dtype(np.float64): 1e-5}
-_BLOCK = 1024
 
 
 class _Call:
@@ -91,7 +101,7 @@ class _Call:
 
     def curvature_cotangent(self, terms: Any) -> Any:
         total = empty((), np.float64)
-        run("poincare", "curvature_total", self.dtype, 1, _BLOCK, terms, total, self.rows.rows, self.unit)
+        run("poincare", "curvature_total", self.dtype, 1, LARGE_TEAM, terms, total, self.rows.rows, self.unit)
         return total.astype(self.curvature_dtype)
 
     def margin(self, project: bool) -> float:

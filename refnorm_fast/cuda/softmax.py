@@ -9,6 +9,7 @@ import numpy as np
 from refnorm import _checks
 from refnorm._typing import Pullback
 from refnorm_fast.cuda._arrays import (
+    LARGE_TEAM,
     Rows,
     array,
     cotangent,
@@ -35,7 +36,6 @@ __all__ = [
 
 ALGORITHMS = ("two_pass", "three_pass_recompute", "three_pass_reload", "online")
 _REDUCTIONS = ("mean", "sum", "none")
-_BLOCK = 1024
 
 
 def _rows(x: Any, axis: int) -> Rows:
@@ -162,7 +162,7 @@ def cross_entropy_vjp(
         run_elements("softmax", "losses", rows.dtype, rows.rows, per_row, value, rows.rows)
     else:
         value = empty((), rows.dtype)
-        run("softmax", "total_loss", rows.dtype, 1, _BLOCK, per_row, value, rows.rows, count)
+        run("softmax", "total_loss", rows.dtype, 1, LARGE_TEAM, per_row, value, rows.rows, count)
 
     def pullback(dloss: Any) -> tuple[Any]:
         dlogits = rows.fresh()
@@ -180,7 +180,7 @@ def cross_entropy_vjp(
 def _counted(labels: Any, rows: Rows, ignored: int) -> int:
     """Return the number of labels that count, or raise if one is no class."""
     result = empty((2,), np.int64)
-    run("softmax", "count_targets", rows.dtype, 1, _BLOCK, labels, result, rows.rows, rows.length, ignored)
+    run("softmax", "count_targets", rows.dtype, 1, LARGE_TEAM, labels, result, rows.rows, rows.length, ignored)
     counted, first = (int(entry) for entry in to_host(result))
     if first < rows.rows:
         _checks.fail("target", f"classes from 0 to {rows.length - 1} or {ignored}", to_host(array(labels))[first])

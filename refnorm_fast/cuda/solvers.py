@@ -12,12 +12,11 @@ from refnorm import _checks, solvers
 from refnorm._typing import Tree
 from refnorm.solvers import AdamPState, LionState, SGDPState
 from refnorm.tree import tree_leaves, tree_map
-from refnorm_fast.cuda._arrays import array, empty, empty_like, float_array, run, run_elements, run_rows
+from refnorm_fast.cuda._arrays import LARGE_TEAM, array, empty, empty_like, float_array, run, run_elements, run_rows
 
 __all__ = ["SGDP", "AdamP", "Lion", "adamp_update", "lion_update", "sgdp_update", "sign_momentum"]
 
 _FORMS = ("mul_add", "lerp")
-_BLOCK = 1024
 
 
 def _arrays(param: Any, **others: Any) -> list[Any]:
@@ -156,7 +155,7 @@ def _projected_step(
     plan = None
     if param.ndim >= 2:
         plan = empty((1,), np.float64)
-        run("solvers", "choose_view", param.dtype, 1, _BLOCK, inner, plan, rows, length, float(delta), float(eps))
+        run("solvers", "choose_view", param.dtype, 1, LARGE_TEAM, inner, plan, rows, length, float(delta), float(eps))
     run_elements(
         "solvers", "projected_step", param.dtype, param.size,
         param, grad, first_out, second_out, inner, plan, moved, update, *rates, *numbers, length, param.size,

@@ -11,7 +11,9 @@ typedef REAL real;
 typedef long long index_t;
 
 #define INLINE __device__ __forceinline__
-#define KERNEL extern "C" __global__ void
+/* No launch has more threads a block: the compiler keeps to the registers that so many can have. */
+#define MOST_THREADS 512
+#define KERNEL extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 #define WARP 32
 #define EVERY_LANE 0xffffffffu
 

@@ -24,6 +24,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(threads, blocks)
 #define __noinline__ __attribute__((noinline))
 #define __shared__ static
 
@@ -34,7 +35,7 @@ static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-constexpr size_t STACK = 64 * 1024, MOST_THREADS = 1024, GUARD = 64;
+constexpr size_t STACK = 64 * 1024, MOST_FIBERS = 512, MOST_SHARED = 44 * 1024, GUARD = 64;
 
 #if defined(__x86_64__)
 struct Context {
@@ -76,9 +77,9 @@ struct Warp {
     alignas(16) char slot[32][16];
 };
 
-static Context scheduler, fibers[MOST_THREADS];
-static bool done[MOST_THREADS];
-static Warp warps[MOST_THREADS / 32];
+static Context scheduler, fibers[MOST_FIBERS];
+static bool done[MOST_FIBERS];
+static Warp warps[MOST_FIBERS / 32];
 static Barrier block_barrier;
 static unsigned current;
 static bool progress;
@@ -154,11 +155,11 @@ struct Bound {
 template <class... A>
 static int launch(void (*kernel)(A...), const unsigned *grid, const unsigned *block, size_t shared, int count, void **arguments,
                   int order) {
-    static std::unique_ptr<char[]> all_stacks(new char[STACK * MOST_THREADS]);
+    static std::unique_ptr<char[]> all_stacks(new char[STACK * MOST_FIBERS]);
     std::vector<double> memory((shared + 2 * GUARD) / sizeof(double) + 1);
     Bound<A...> bound{kernel, arguments};
     size_t threads = (size_t) block[0] * block[1] * block[2];
-    if (threads == 0 || threads > MOST_THREADS || threads % 32 != 0 || count != (int) sizeof...(A) || shared > 48 * 1024 ||
+    if (threads == 0 || threads > MOST_FIBERS || threads % 32 != 0 || count != (int) sizeof...(A) || shared > MOST_SHARED ||
         grid[1] > 65535 || grid[2] > 65535 || grid[0] > 0x7fffffffu)
         return BAD_BLOCK;
     stacks = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(all_stacks.get()) + 15) / 16 * 16);
