@@ -112,13 +112,13 @@ class CuPyDevice:
     def __init__(self) -> None:
         try:
             self._cupy = importlib.import_module("cupy")
-            self._nvrtc = importlib.import_module("cupy.cuda.nvrtc")
         except ImportError as error:
             raise ImportError(
                 f"refnorm_fast.cuda: an array on a GPU needs CuPy, which could not be imported ({error}); "
                 "`pip install refnorm[cuda]` installs it, or copy the array to the host for the CPU kernels",
                 name="cupy",
             ) from None
+        self._nvrtc = self._cupy.cuda.nvrtc
         self._functions: dict[tuple[int, str, str, np.dtype[Any]], Any] = {}
 
     def adopt(self, x: Any) -> DeviceArray:
@@ -177,7 +177,7 @@ class CuPyDevice:
 
 
 def ptx(nvrtc: Any, text: str, flags: Sequence[str]) -> bytes:
-    """Compile with ``cupy.cuda.nvrtc``."""
+    """Compile with ``cupy.cuda.nvrtc``, an attribute that is no module one could import."""
     program = nvrtc.createProgram(text, "kernels.cu", (), ())
     try:
         nvrtc.compileProgram(program, tuple(flags))

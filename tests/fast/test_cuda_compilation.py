@@ -110,7 +110,7 @@ def test_nvcc(unit: str, dtype: Any, tmp_path: pathlib.Path) -> None:
 
 
 def test_cupy_compiles() -> None:
-    nvrtc = pytest.importorskip("cupy.cuda.nvrtc", reason="CuPy is not installed", exc_type=ImportError)
+    nvrtc = pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError).cuda.nvrtc
     flags = (*_device.options(np.dtype(np.float32)), "--gpu-architecture=compute_90")
     check_ptx("softmax", _device.ptx(nvrtc, _device.source("softmax"), flags))
     with pytest.raises(RuntimeError, match=r"refnorm_fast\.cuda(.|\n)*undefined"):

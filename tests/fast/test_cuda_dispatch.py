@@ -39,8 +39,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> SimpleNamespace:
     class NVRTCError(RuntimeError):
         pass
 
-    nvrtc = ModuleType("cupy.cuda.nvrtc")
-    nvrtc.__dict__.update(
+    nvrtc = SimpleNamespace(
         NVRTCError=NVRTCError,
         getVersion=lambda: (13, 0),
         createProgram=lambda text, name, headers, names: SimpleNamespace(text=text),
@@ -58,7 +57,9 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> SimpleNamespace:
 
     module = ModuleType("cupy")
     cuda = SimpleNamespace(
-        Device=lambda: SimpleNamespace(compute_capability="120"), runtime=SimpleNamespace(getDevice=lambda: 0)
+        Device=lambda: SimpleNamespace(compute_capability="120"),
+        runtime=SimpleNamespace(getDevice=lambda: 0),
+        nvrtc=nvrtc,
     )
     module.__dict__.update(
         RawModule=RawModule,
@@ -70,7 +71,6 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> SimpleNamespace:
         asnumpy=lambda x: np.array(x),
     )
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setitem(sys.modules, "cupy.cuda.nvrtc", nvrtc)
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(_device, "_current", None)
     return seen
@@ -119,7 +119,7 @@ def test_left_out_arrays_are_null_pointers(cupy: SimpleNamespace) -> None:
 
 
 def test_compiler_messages_reach_the_user(cupy: SimpleNamespace) -> None:
-    nvrtc = sys.modules["cupy.cuda.nvrtc"]
+    nvrtc = sys.modules["cupy"].cuda.nvrtc
 
     def fail(program: Any, flags: Any) -> None:
         raise nvrtc.NVRTCError("NVRTC_ERROR_COMPILATION")
