@@ -2,9 +2,15 @@
 # An including module has cimported numpy as np, imported it as numpy, and called np.import_array().
 
 from refnorm import _checks
+from refnorm_fast.cuda import _dispatch
 
 cdef extern from "array.h":
     object rn_empty(int ndim, np.npy_intp *shape, int type)
+
+
+cdef inline bint _on_gpu(x):
+    """Whether `x` is an array on a GPU. A NumPy array costs no more than a look at its type."""
+    return type(x) is not np.ndarray and hasattr(x, "__cuda_array_interface__")
 
 
 cdef inline np.ndarray _float_array(x, name):
@@ -14,6 +20,8 @@ cdef inline np.ndarray _float_array(x, name):
         array = <np.ndarray> x
         if (np.PyArray_TYPE(array) == np.NPY_FLOAT or np.PyArray_TYPE(array) == np.NPY_DOUBLE) and np.PyArray_ISBEHAVED_RO(array):
             return array
+    elif _on_gpu(x):
+        _dispatch.refuse(name)
     array = numpy.asarray(_checks.float_array(x, name))
     if not np.PyArray_ISBEHAVED_RO(array):
         array = array.copy()

@@ -89,6 +89,9 @@ def scaled_dot_product_attention(query, key, value, *, mask=None, causal=False, 
     >>> scaled_dot_product_attention(query, key, np.array([[2.0], [4.0]]))
     array([[3.]])
     """
+    if _on_gpu(query):
+        return _dispatch.call("attention.scaled_dot_product_attention", out, query, key, value, mask=mask,
+                              causal=causal, scale=scale)
     query, key, value, mask, scale, lead = _checked(query, key, value, mask, scale)
     shape = (*lead, query.shape[query.ndim - 2], value.shape[value.ndim - 1])
     if out is not None:
@@ -114,6 +117,9 @@ def scaled_dot_product_attention_vjp(query, key, value, *, mask=None, causal=Fal
     No score matrix is kept for the pullback, only two numbers a query and the result: the scores are computed again, block by
     block.
     """
+    if _on_gpu(query):
+        return _dispatch.call("attention.scaled_dot_product_attention_vjp", None, query, key, value, mask=mask,
+                              causal=causal, scale=scale)
     query, key, value, mask, scale, lead = _checked(query, key, value, mask, scale)
     given = query, key, value
     # In lines of memory, as the reference does: the pullback reads them again.

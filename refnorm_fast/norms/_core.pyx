@@ -252,6 +252,8 @@ def layer_norm(x, gain, bias, *, eps=1e-5, axes=_LAST, out=None):
     >>> layer_norm(np.array([1.0, 2.0, 3.0, 4.0]), np.ones(4), np.zeros(4)).round(4)
     array([-1.3416, -0.4472,  0.4472,  1.3416])
     """
+    if _on_gpu(x):
+        return _dispatch.call("norms.layer_norm", out, x, gain, bias, eps=eps, axes=axes)
     cdef np.ndarray array = _float_array(x, "x")
     cdef int trailing = _trailing(axes, array)
     return _forward(LAYER_NORM, array, None, _units("gain", gain, array, trailing), _units("bias", bias, array, trailing),
@@ -281,6 +283,8 @@ def layer_norm_vjp(x, gain, bias, *, eps=1e-5, axes=_LAST):
     >>> pullback(np.array([[1.0, 0.0, 0.0]]))[2]
     array([1., 0., 0.])
     """
+    if _on_gpu(x):
+        return _dispatch.call("norms.layer_norm_vjp", None, x, gain, bias, eps=eps, axes=axes)
     cdef np.ndarray array = _float_array(x, "x")
     cdef int trailing = _trailing(axes, array)
     scale = _units("gain", gain, array, trailing)
@@ -410,6 +414,8 @@ def rms_norm(x, gain=None, bias=None, *, eps=1e-5, out=None):
     >>> rms_norm(np.array([1.0, 2.0, -3.0]), eps=1e-12).round(4)
     array([ 0.4629,  0.9258, -1.3887])
     """
+    if _on_gpu(x):
+        return _dispatch.call("norms.rms_norm", out, x, gain, bias, eps=eps)
     cdef np.ndarray array = _float_array(x, "x")
     cdef int trailing = _trailing(_LAST, array)
     return _forward(RMS_NORM, array, None, _unit_array(gain, "gain", array, 1), _unit_array(bias, "bias", array, 1), trailing,
@@ -432,6 +438,8 @@ def rms_norm_vjp(x, gain=None, bias=None, *, eps=1e-5):
     >>> pullback(np.array([3.0, 4.0]))[0].round(4)
     array([0., 0.])
     """
+    if _on_gpu(x):
+        return _dispatch.call("norms.rms_norm_vjp", None, x, gain, bias, eps=eps)
     cdef np.ndarray array = _float_array(x, "x")
     cdef int trailing = _trailing(_LAST, array)
     scale = _unit_array(gain, "gain", array, 1)

@@ -215,6 +215,8 @@ def group_norm(x, gain, bias, *, groups=32, eps=1e-5, out=None):
     array([[[-1.,  1.],
             [-2.,  2.]]])
     """
+    if _on_gpu(x):
+        return _dispatch.call("norms.group_norm", out, x, gain, bias, groups=groups, eps=eps)
     cdef _Groups g = _group_norm(x, gain, bias, groups, eps, "group_norm", {"groups": groups, "eps": eps})
     return _forward(g, g.original, out, False)
 
@@ -236,6 +238,8 @@ def group_norm_vjp(x, gain, bias, *, groups=32, eps=1e-5):
     >>> pullback(np.array([[1.0, 2.0, 3.0, 4.0]]))[2]
     array([1., 2., 3., 4.])
     """
+    if _on_gpu(x):
+        return _dispatch.call("norms.group_norm_vjp", None, x, gain, bias, groups=groups, eps=eps)
     return _with_pullback(_group_norm(x, gain, bias, groups, eps, "group_norm_vjp", {"groups": groups, "eps": eps}))
 
 
@@ -285,6 +289,8 @@ def instance_norm(x, gain, bias, *, eps=1e-5, out=None):
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
+    if _on_gpu(x):
+        return _dispatch.call("norms.instance_norm", out, x, gain, bias, eps=eps)
     cdef _Groups g = _instance_norm(x, gain, bias, eps, "instance_norm")
     return _forward(g, g.original, out, False)
 
@@ -301,6 +307,8 @@ def instance_norm_vjp(x, gain, bias, *, eps=1e-5):
     >>> pullback(np.array([[[1.0, 2.0]]]))[2]
     array([3.])
     """
+    if _on_gpu(x):
+        return _dispatch.call("norms.instance_norm_vjp", None, x, gain, bias, eps=eps)
     return _with_pullback(_instance_norm(x, gain, bias, eps, "instance_norm_vjp"))
 
 

@@ -239,24 +239,32 @@ cdef _with_pullback(Kind kind, tuple names, tuple given, curvature, axis, bint c
 
 def mobius_add_vjp(x, y, curvature, *, axis=-1, check=True):
     """Return the sum and its pullback ``dz -> (dx, dy, dcurvature)``; see :func:`refnorm.poincare.mobius_add_vjp`."""
+    if _on_gpu(x):
+        return _dispatch.call("poincare.mobius_add_vjp", None, x, y, curvature, axis=axis, check=check)
     return _with_pullback(ADD, ("x", "y"), (x, y), curvature, axis, check, -1.0, lambda points, checked:
                           reference.mobius_add_vjp(*points, curvature, axis=axis, check=checked))
 
 
 def exp0_vjp(v, curvature, *, axis=-1, project=True):
     """Return the map and its pullback ``dy -> (dv, dcurvature)``; see :func:`refnorm.poincare.exp0_vjp`."""
+    if _on_gpu(v):
+        return _dispatch.call("poincare.exp0_vjp", None, v, curvature, axis=axis, project=project)
     return _with_pullback(EXP0, ("v",), (v,), curvature, axis, True, _margin(_float_array(v, "v")) if project else -1.0,
                           lambda points, checked: reference.exp0_vjp(*points, curvature, axis=axis, project=project))
 
 
 def log0_vjp(y, curvature, *, axis=-1, check=True):
     """Return the map and its pullback ``dv -> (dy, dcurvature)``; see :func:`refnorm.poincare.log0_vjp`."""
+    if _on_gpu(y):
+        return _dispatch.call("poincare.log0_vjp", None, y, curvature, axis=axis, check=check)
     return _with_pullback(LOG0, ("y",), (y,), curvature, axis, check, -1.0, lambda points, checked:
                           reference.log0_vjp(*points, curvature, axis=axis, check=checked))
 
 
 def project_ball_vjp(x, curvature, *, axis=-1, eps=None):
     """Return the projection and its pullback ``dy -> (dx, dcurvature)``; see :func:`refnorm.poincare.project_ball_vjp`."""
+    if _on_gpu(x):
+        return _dispatch.call("poincare.project_ball_vjp", None, x, curvature, axis=axis, eps=eps)
     margin = _margin(_float_array(x, "x")) if eps is None else eps
     _checks.in_range(margin, "eps", 0.0, 1.0, closed="left")
     return _with_pullback(PROJECT, ("x",), (x,), curvature, axis, True, margin, lambda points, checked:
@@ -278,12 +286,16 @@ def logmap_vjp(x, y, curvature, *, axis=-1, check=True):
 
 def dist_vjp(x, y, curvature, *, axis=-1, check=True):
     """Return distances and their pullback ``dd -> (dx, dy, dcurvature)``; see :func:`refnorm.poincare.dist_vjp`."""
+    if _on_gpu(x):
+        return _dispatch.call("poincare.dist_vjp", None, x, y, curvature, axis=axis, check=check)
     return _with_pullback(DIST, ("x", "y"), (x, y), curvature, axis, check, -1.0, lambda points, checked:
                           reference.dist_vjp(*points, curvature, axis=axis, check=checked))
 
 
 def dist_sq_vjp(x, y, curvature, *, axis=-1, check=True):
     """Return squared distances and their pullback ``dd -> (dx, dy, dcurvature)``; see :func:`refnorm.poincare.dist_sq_vjp`."""
+    if _on_gpu(x):
+        return _dispatch.call("poincare.dist_sq_vjp", None, x, y, curvature, axis=axis, check=check)
     return _with_pullback(DIST_SQ, ("x", "y"), (x, y), curvature, axis, check, -1.0, lambda points, checked:
                           reference.dist_sq_vjp(*points, curvature, axis=axis, check=checked))
 

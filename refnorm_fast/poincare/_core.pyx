@@ -20,24 +20,32 @@ cdef extern from "ball.h":
 
 def mobius_add(x, y, curvature, *, axis=-1, check=True, out=None):
     """Add points of the Poincaré ball; see :func:`refnorm.poincare.mobius_add`. ``out`` takes the result."""
+    if _on_gpu(x):
+        return _dispatch.call("poincare.mobius_add", out, x, y, curvature, axis=axis, check=check)
     return _apply(ADD, ("x", "y"), x, y, curvature, axis, check, -1.0, out,
                   lambda: reference.mobius_add(x, y, curvature, axis=axis, check=check))
 
 
 def exp0(v, curvature, *, axis=-1, project=True, out=None):
     """Exponential map at the origin; see :func:`refnorm.poincare.exp0`. ``out`` takes the result."""
+    if _on_gpu(v):
+        return _dispatch.call("poincare.exp0", out, v, curvature, axis=axis, project=project)
     return _apply(EXP0, ("v",), v, None, curvature, axis, True, _margin(_float_array(v, "v")) if project else -1.0, out,
                   lambda: reference.exp0(v, curvature, axis=axis, project=project))
 
 
 def log0(y, curvature, *, axis=-1, check=True, out=None):
     """Logarithmic map at the origin; see :func:`refnorm.poincare.log0`. ``out`` takes the result."""
+    if _on_gpu(y):
+        return _dispatch.call("poincare.log0", out, y, curvature, axis=axis, check=check)
     return _apply(LOG0, ("y",), y, None, curvature, axis, check, -1.0, out,
                   lambda: reference.log0(y, curvature, axis=axis, check=check))
 
 
 def project_ball(x, curvature, *, axis=-1, eps=None, out=None):
     """Projection onto a slightly smaller ball; see :func:`refnorm.poincare.project_ball`. ``out`` takes the result."""
+    if _on_gpu(x):
+        return _dispatch.call("poincare.project_ball", out, x, curvature, axis=axis, eps=eps)
     if eps is None:
         eps = _margin(_float_array(x, "x"))
     _checks.in_range(eps, "eps", 0.0, 1.0, closed="left")
@@ -47,12 +55,16 @@ def project_ball(x, curvature, *, axis=-1, eps=None, out=None):
 
 def expmap(x, v, curvature, *, axis=-1, check=True, project=True, out=None):
     """Exponential map at a point; see :func:`refnorm.poincare.expmap`. ``out`` takes the result."""
+    if _on_gpu(x):
+        return _dispatch.call("poincare.expmap", out, x, v, curvature, axis=axis, check=check, project=project)
     return _apply(EXPMAP, ("x", "v"), x, v, curvature, axis, check, _margin(_float_array(x, "x")) if project else -1.0, out,
                   lambda: reference.expmap(x, v, curvature, axis=axis, check=check, project=project))
 
 
 def logmap(x, y, curvature, *, axis=-1, check=True, out=None):
     """Logarithmic map at a point; see :func:`refnorm.poincare.logmap`. ``out`` takes the result."""
+    if _on_gpu(x):
+        return _dispatch.call("poincare.logmap", out, x, y, curvature, axis=axis, check=check)
     return _apply(LOGMAP, ("x", "y"), x, y, curvature, axis, check, -1.0, out,
                   lambda: reference.logmap(x, y, curvature, axis=axis, check=check))
 
@@ -95,6 +107,8 @@ cdef _pair_distances(Kind kind, x, y, curvature, bint check, out, fallback):
 
 def dist(x, y, curvature, *, axis=-1, check=True, out=None):
     """Hyperbolic distance; see :func:`refnorm.poincare.dist`. ``out`` takes the result."""
+    if _on_gpu(x):
+        return _dispatch.call("poincare.dist", out, x, y, curvature, axis=axis, check=check)
     def fallback():
         return reference.dist(x, y, curvature, axis=axis, check=check)
 
@@ -105,6 +119,8 @@ def dist(x, y, curvature, *, axis=-1, check=True, out=None):
 
 def dist_sq(x, y, curvature, *, axis=-1, check=True, out=None):
     """Squared hyperbolic distance; see :func:`refnorm.poincare.dist_sq`. ``out`` takes the result."""
+    if _on_gpu(x):
+        return _dispatch.call("poincare.dist_sq", out, x, y, curvature, axis=axis, check=check)
     def fallback():
         return reference.dist_sq(x, y, curvature, axis=axis, check=check)
 

@@ -161,6 +161,8 @@ def absmax_quantize(x, *, axis=None):
     array([[  64, -127],
            [ 127,   64]], dtype=int8)
     """
+    if _on_gpu(x):
+        return _dispatch.call("quantizers.absmax_quantize", None, x, axis=axis)
     cdef np.ndarray array = _float_array(x, "x")
     kept = () if axis is None else _checks.axes(axis, array.ndim)
     if np.PyArray_TYPE(array) != np.NPY_FLOAT or array.ndim == 0 or array.size == 0 or (kept and not (
@@ -237,6 +239,8 @@ def int8_matmul(a, b, *, out=None):
     >>> int8_matmul(np.array([[64, -127]], dtype=np.int8), np.array([[127, 127]], dtype=np.int8))
     array([[-8001]], dtype=int32)
     """
+    if _on_gpu(a):
+        return _dispatch.call("quantizers.int8_matmul", out, a, b)
     left, right = _int8_matrix(a, "a"), _int8_matrix(b, "b", len(a) > FEW_ROWS)
     if left.shape[1] != right.shape[1]:
         _checks.fail("b", f"shape (N, {left.shape[1]}) like a", right.shape)
@@ -301,6 +305,8 @@ def matmul_vectorwise(x, weight):
     >>> matmul_vectorwise(np.array([[1.0, -2.0]]), np.array([[0.5], [1.0]])).round(4)
     array([[-1.4921]])
     """
+    if _on_gpu(x):
+        return _dispatch.call("quantizers.matmul_vectorwise", None, x, weight)
     x = _checks.float_array(x, "x", ndim=2)
     weight = _checks.float_array(weight, "weight", ndim=2)
     _checks.same_dtype("x", x, weight=weight)

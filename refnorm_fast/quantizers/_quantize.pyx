@@ -265,6 +265,9 @@ def quantize(x, scale, zero_point, *, bits=8, object signed=True, narrow=False, 
     >>> quantize(np.array([0.0, 0.5, 1.0, 2.0]), 2 / 255, -128)
     array([-128,  -64,    0,  127], dtype=int8)
     """
+    if _on_gpu(x):
+        return _dispatch.call("quantizers.quantize", out, x, scale, zero_point, bits=bits, signed=signed,
+                              narrow=narrow, rounding=rounding, rng=rng)
     cdef np.ndarray array = _float_array(x, "x"), codes
     cdef int mode = _rounding(bits, signed, narrow, rounding), type
     cdef _Grid grid = None
@@ -318,6 +321,8 @@ def dequantize(q, scale, zero_point, *, out=None):
     >>> dequantize(np.array([-128, 0, 127], dtype=np.int8), 2 / 255, -128).round(4)
     array([0.    , 1.0039, 2.    ])
     """
+    if _on_gpu(q):
+        return _dispatch.call("quantizers.dequantize", out, q, scale, zero_point)
     cdef np.ndarray codes, y
     cdef _Grid grid
     cdef int type

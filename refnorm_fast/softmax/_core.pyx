@@ -191,6 +191,8 @@ def softmax(x, *, axis=-1, algorithm="two_pass", out=None):
     >>> softmax(np.array([1000.0, 1001.0, 1002.0])).round(4)
     array([0.09  , 0.2447, 0.6652])
     """
+    if _on_gpu(x):
+        return _dispatch.call("softmax.softmax", out, x, axis=axis, algorithm=algorithm)
     cdef np.ndarray array = _float_array(x, "x")
     return _forward(SOFTMAX, array, _axis_of(array, axis), _code_of(algorithm), out)
 
@@ -226,6 +228,8 @@ def log_softmax(x, *, axis=-1, out=None):
     >>> log_softmax(np.array([0.0, 0.0])).round(4)
     array([-0.6931, -0.6931])
     """
+    if _on_gpu(x):
+        return _dispatch.call("softmax.log_softmax", out, x, axis=axis)
     cdef np.ndarray array = _float_array(x, "x")
     return _forward(LOG_SOFTMAX, array, _axis_of(array, axis), 0, out)
 
@@ -319,6 +323,8 @@ def softmax_vjp(x, *, axis=-1, algorithm="two_pass"):
     >>> float(pullback(np.ones(2))[0].sum().round(12))
     0.0
     """
+    if _on_gpu(x):
+        return _dispatch.call("softmax.softmax_vjp", None, x, axis=axis, algorithm=algorithm)
     cdef np.ndarray array = _float_array(x, "x")
     cdef int along = _axis_of(array, axis), code = _code_of(algorithm)
     cdef _Rows r = _rows_along(array, along, code == 0)
@@ -367,6 +373,8 @@ def log_softmax_vjp(x, *, axis=-1):
     >>> pullback(np.array([1.0, 0.0]))[0]
     array([ 0.5, -0.5])
     """
+    if _on_gpu(x):
+        return _dispatch.call("softmax.log_softmax_vjp", None, x, axis=axis)
     cdef np.ndarray array = _float_array(x, "x")
     cdef _Rows r = _rows_along(array, _axis_of(array, axis))
     cdef np.ndarray z = _fresh(r.x)
@@ -445,6 +453,8 @@ def logsumexp(x, *, axis=-1, keepdims=False):
     >>> float(logsumexp(np.array([1000.0, 1000.0])).round(4))
     1000.6931
     """
+    if _on_gpu(x):
+        return _dispatch.call("softmax.logsumexp", None, x, axis=axis, keepdims=keepdims)
     cdef np.ndarray array = _float_array(x, "x")
     cdef _Rows r = _rows_along(array, _axis_of(array, axis))
     return _logsumexp(r, _stats_of(r, None), keepdims)
@@ -465,6 +475,8 @@ def logsumexp_vjp(x, *, axis=-1, keepdims=False):
     >>> pullback(np.float64(2.0))[0]
     array([1., 1.])
     """
+    if _on_gpu(x):
+        return _dispatch.call("softmax.logsumexp_vjp", None, x, axis=axis, keepdims=keepdims)
     cdef np.ndarray array = _float_array(x, "x")
     cdef _Rows r = _rows_along(array, _axis_of(array, axis))
     cdef _Stats s = _stats_of(r, None)
@@ -591,6 +603,9 @@ def cross_entropy(logits, target, *, label_smoothing=0.0, ignore_index=-100, red
     >>> float(cross_entropy(np.array([[1000.0, 1001.0, 1002.0]]), np.array([2])).round(6))
     0.407606
     """
+    if _on_gpu(logits):
+        return _dispatch.call("softmax.cross_entropy", None, logits, target, label_smoothing=label_smoothing,
+                              ignore_index=ignore_index, reduction=reduction)
     return _cross_entropy(logits, target, label_smoothing, ignore_index, reduction).value
 
 
@@ -609,6 +624,9 @@ def cross_entropy_vjp(logits, target, *, label_smoothing=0.0, ignore_index=-100,
     >>> pullback(np.float64(1.0))[0]
     array([[ 0.5, -0.5]])
     """
+    if _on_gpu(logits):
+        return _dispatch.call("softmax.cross_entropy_vjp", None, logits, target, label_smoothing=label_smoothing,
+                              ignore_index=ignore_index, reduction=reduction)
     cdef _Hard h = _cross_entropy(logits, target, label_smoothing, ignore_index, reduction)
 
     def pullback(dloss):

@@ -112,6 +112,9 @@ def lion_update(param, grad, momentum, *, learning_rate=1e-4, beta1=0.9, beta2=0
     >>> lion_update(np.array([1.0]), np.array([-3.0]), np.array([0.1]), learning_rate=0.25)[0]
     array([1.25])
     """
+    if _on_gpu(param):
+        return _dispatch.call("solvers.lion_update", out, param, grad, momentum, learning_rate=learning_rate,
+                              beta1=beta1, beta2=beta2, weight_decay=weight_decay, form=form)
     cdef np.ndarray p = _input(param, "param", None)
     cdef np.ndarray g = _input(grad, "grad", p)
     cdef np.ndarray m = _input(momentum, "momentum", p)
@@ -153,6 +156,9 @@ def sign_momentum(param, grad, momentum, *, learning_rate=1e-4, beta=0.9, weight
     >>> sign_momentum(np.array([1.0]), np.array([-2.0]), np.array([0.0]), learning_rate=0.5, beta=0.5)
     (array([1.5]), array([-1.]))
     """
+    if _on_gpu(param):
+        return _dispatch.call("solvers.sign_momentum", out, param, grad, momentum, learning_rate=learning_rate,
+                              beta=beta, weight_decay=weight_decay)
     _checks.in_range(beta, "beta", 0.0, 1.0)
     return lion_update(param, grad, momentum, learning_rate=learning_rate, beta1=beta, beta2=beta,
                        weight_decay=weight_decay, out=out)
@@ -226,6 +232,11 @@ def adamp_update(param, grad, first_moment, second_moment, *, step, learning_rat
     >>> adamp_update(start, slope, zero, zero, step=1, learning_rate=0.1, weight_decay=0.5)[0].round(6)
     array([[3.097, 3.896]])
     """
+    if _on_gpu(param):
+        return _dispatch.call("solvers.adamp_update", out, param, grad, first_moment, second_moment, step=step,
+                              learning_rate=learning_rate, beta1=beta1, beta2=beta2, eps=eps,
+                              weight_decay=weight_decay, delta=delta, weight_decay_ratio=weight_decay_ratio,
+                              nesterov=nesterov)
     cdef np.ndarray p = _input(param, "param", None)
     cdef list inputs = [p, _input(grad, "grad", p), _input(first_moment, "first_moment", p),
                         _input(second_moment, "second_moment", p)]
@@ -284,6 +295,11 @@ def sgdp_update(param, grad, buffer, *, learning_rate, momentum=0.0, dampening=0
     >>> sgdp_update(start, slope, np.zeros((1, 2)), learning_rate=0.1, momentum=0.9)[0]
     array([[3.08, 3.94]])
     """
+    if _on_gpu(param):
+        return _dispatch.call("solvers.sgdp_update", out, param, grad, buffer, learning_rate=learning_rate,
+                              momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+                              eps=eps, delta=delta, weight_decay_ratio=weight_decay_ratio,
+                              project_buffer=project_buffer)
     cdef np.ndarray p = _input(param, "param", None)
     cdef list inputs = [p, _input(grad, "grad", p), _input(buffer, "buffer", p)]
     cdef double rate = learning_rate, keep = momentum, damp = dampening, decay = weight_decay
