@@ -40,8 +40,8 @@ cdef extern from "quantize.h":
 
 
 cdef inline np.ndarray _plain(array):
-    """`array` itself if it is contiguous and aligned, or a copy that is."""
-    cdef np.ndarray given = <np.ndarray> array
+    """`array` itself if it is contiguous and aligned, or a copy that is; a NumPy number as an array without axes."""
+    cdef np.ndarray given = numpy.asarray(array)
     if np.PyArray_IS_C_CONTIGUOUS(given) and np.PyArray_ISBEHAVED_RO(given):
         return given
     return numpy.array(given, order="C")

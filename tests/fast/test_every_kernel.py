@@ -231,10 +231,11 @@ def test_calls_leave_no_memory_behind(name: str) -> None:
         blocks, used = sys.getallocatedblocks(), bytes_in_use()
         done = rounds(LEAK_CALLS)
         gc.collect()
-        growth.append(((sys.getallocatedblocks() - blocks) / done, (bytes_in_use() - used) / done))
-        if growth[-1][0] <= 0.2 and growth[-1][1] <= 8:
+        growth.append((sys.getallocatedblocks() - blocks, bytes_in_use() - used, done))
+        # A fifth of an object or 8 bytes a call, and what an interpreter may do besides in the meantime.
+        if growth[-1][0] <= 0.2 * done + 20 and growth[-1][1] <= 8 * done + 4000:
             return
-    pytest.fail(f"blocks and bytes a call, three times: {growth}")
+    pytest.fail(f"blocks and bytes, of so many calls, three times: {growth}")
 
 
 @pytest.mark.parametrize(
