@@ -20,6 +20,7 @@ import refnorm.quantizers
 import refnorm.softmax
 import refnorm_fast
 from refnorm.conformance import format_table, run
+from refnorm.poincare._numerics import EXACT_GAP, gap
 from refnorm_fast import mojo
 from refnorm_fast.mojo import _build
 from tests.fast import support
@@ -354,6 +355,21 @@ def test_fully_connected_next_to_the_boundary(dtype: type) -> None:
     check_layer(x, weight, np.zeros(4, dtype), 1.0)
     with np.errstate(invalid="ignore", over="ignore"):
         check_layer(np.array([[np.nan, 0, 0], [0.1, 0.2, 0.3]], dtype), weight, np.zeros(4, dtype), 1.0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_gaps_to_the_boundary_keep_their_digits(dtype: type) -> None:
+    rng = np.random.default_rng(5)
+    for length in (1, 2, 7, 8, 40, 131):
+        x = rng.normal(size=(200, length))
+        x *= (1 - 10.0 ** rng.uniform(-12, -1, (200, 1))) / np.linalg.norm(x, axis=1, keepdims=True) / np.sqrt(0.7)
+        x, found = x.astype(dtype), np.empty(200)
+        _build.call("rn_gaps" + _build.suffix(x), x, found, 200, length, 1.0, 0.7)
+        expected = gap(x.astype(np.float64), 0.7)[:, 0]
+        sharp = np.abs(expected) > (length + 4) * EXACT_GAP
+        assert sharp.sum() > 100
+        np.testing.assert_allclose(found[sharp], expected[sharp], rtol=1e-15, err_msg=f"{length}")
 
 
 @needs_compiler

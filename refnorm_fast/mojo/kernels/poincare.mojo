@@ -88,8 +88,7 @@ def asinh(x: Wide) -> Wide:
     var square = size * size
     # 1 + sqrt(1 + square) is all but sqrt(square) where the square overflows.
     var excess = (square.lt(Wide(1e300))).select(square / (1.0 + sqrt(1.0 + square)), size)
-    # log1p does not promise to keep NaN.
-    return x.eq(x).select(copysign(log1p(size + excess), x), x)
+    return copysign(log1p(size + excess), x)
 
 
 @always_inline
@@ -114,7 +113,7 @@ def sinh_over(a: Wide, shift: Float64) -> Wide:
         comptime coefficient = inverse_factorial(2 * (9 - step) + 1)
         series = fma(series, square, Wide(coefficient))
     var near = size * series * exp_of_at_most_zero(Wide(-shift))
-    # Minima and maxima above have lost NaN.
+    # Minima and maxima above have lost NaN. (a.ne(a) would not find it: it is false for NaN.)
     return a.eq(a).select(copysign(size.lt(Wide(1.0)).select(near, far), a), a)
 
 
