@@ -75,7 +75,7 @@ def test_golden_values() -> None:
 
 
 # The worst rows are those whose sum is one large entry and many small ones.
-SOFTMAX_ULP = {np.float32: 2.5, np.float64: 6.0}
+SOFTMAX_ULP = {np.float32: 3.0, np.float64: 6.0}
 
 
 def exact_softmax(x: AnyArray, axis: int = -1) -> AnyArray:
