@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 
 cdef extern from "dispatch.h":
     int rn_level_count()
@@ -123,6 +122,8 @@ def _found(module) -> bool:
 
 def config() -> dict:
     """Describe this build and how it runs here; :func:`show_config` prints it."""
+    from refnorm_fast.mojo._build import find_compiler
+
     return {
         "isa": isa(),
         "isas_available": available_isas(),
@@ -132,7 +133,7 @@ def config() -> dict:
         "families": [rn_family_name(family).decode() for family in range(rn_family_count())],
         "blas": _numpy_blas(),
         "cuda": _found("cupy"),
-        "mojo": _found("max") or shutil.which("mojo") is not None,
+        "mojo": find_compiler() is not None,
     }
 
 
@@ -148,7 +149,8 @@ def show_config(*, print_it=True) -> dict:
     -------
     dict
         ``isa``, ``isas_available``, ``isas_compiled``, ``threads``, ``openmp``, ``families``, ``blas`` (the one
-        that NumPy uses), and whether the optional backends ``cuda`` (CuPy) and ``mojo`` are installed.
+        that NumPy uses), and whether the optional backends ``cuda`` (CuPy) and ``mojo`` (a Mojo
+        compiler) are installed.
 
     Examples
     --------

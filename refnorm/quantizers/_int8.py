@@ -171,10 +171,7 @@ def int8_matmul(a: IntArray, b: IntArray) -> IntArray:
     >>> int8_matmul(np.array([[64, -127]], dtype=np.int8), np.array([[127, 127]], dtype=np.int8))
     array([[-8001]], dtype=int32)
     """
-    a, b = (_int8_matrix(array, name) for array, name in ((a, "a"), (b, "b")))
-    if a.shape[1] != b.shape[1]:
-        _checks.fail("b", f"shape (N, {a.shape[1]}) like a", b.shape)
-    check_terms(a.shape[1], "a")
+    a, b = check_codes(a, b)
     product: AnyArray = a.astype(np.float64) @ b.astype(np.float64).T
     return product.astype(np.int32)
 
@@ -183,6 +180,15 @@ def check_terms(terms: int, name: str) -> None:
     """Raise if a sum of ``terms`` products of codes may leave int32."""
     if terms > MOST_TERMS:
         _checks.fail(name, f"at most {MOST_TERMS} terms, whose int32 sum is exact", terms)
+
+
+def check_codes(a: IntArray, b: IntArray) -> tuple[IntArray, IntArray]:
+    """Return int8 matrices that fit for ``a @ b.T`` with an exact int32 sum, or raise."""
+    a, b = _int8_matrix(a, "a"), _int8_matrix(b, "b")
+    if a.shape[1] != b.shape[1]:
+        _checks.fail("b", f"shape (N, {a.shape[1]}) like a", b.shape)
+    check_terms(a.shape[1], "a")
+    return a, b
 
 
 def _int8_matrix(array: IntArray, name: str) -> IntArray:
