@@ -3,7 +3,8 @@
  * GELU is x Phi(x). With a = |x| and E = Phi(-a) it is x E for negative x and x - x E for the others, which loses no
  * digits anywhere. E = exp(-a^2 / 2) R(a), where R(a) (a + c) is smooth up to infinity as a function of
  * t = (a - c) / (a + c): a polynomial, fitted by interpolation at Chebyshev nodes for 0 <= a <= 40, beyond which E is
- * below the smallest float64. float32 is computed in float64 and rounded once. */
+ * below the smallest float64. float32 that is subnormal, and all float32 without a fused multiply-add, is computed in
+ * float64 and rounded once; other float32 stays in float32, with the rounding errors that matter carried along. */
 #include "activation.h"
 
 #include "parallel.h"
@@ -96,6 +97,77 @@ RN_INLINE vf64 gelu_slope(const int function, const int long_form, vf64 x) {
     vf64 p = function == RN_GELU_TANH ? logistic(bounded, &slope) : probability(bounded, long_form, &slope);
     return p + slope;
 }
+
+#if VEC_HAS_FMA
+/* ---- GELU in float32 ---------------------------------------------------------------------------------------------- */
+
+/* 1 / R(a) = 2 + SLOPE a + a N(a) / P(a) for 0 <= a <= 13, to 2^-27. The last term is at most a tenth of the sum, so that
+ * its rounding errors hardly show, and those of the first two are computed exactly. Fitted for the least largest relative
+ * error. */
+#define MILLS_SLOPE 2.1875f
+static const float mills_n[5] = {-0x1.516a22p-1f, -0x1.12dd50p-2f, -0x1.b5cccp-6f, 0x1.58ce04p-7f, 0x1.72334ap-9f};
+static const float mills_p[5] = {0x1.1d1bbep+0f, 0x1.ef8dc4p-1f, 0x1.9b8a8cp-2f, 0x1.6a0d6cp-4f, 0x1.220b2ap-7f};
+/* Below these the wide form takes over: results are subnormal soon, or x is NaN. */
+#define NORMAL_FROM -13.0f
+#define NORMAL_FROM_TANH -9.5f
+
+/* 2^n for the n that vf32_exp_exponent packed, -126 <= n <= 127. */
+RN_INLINE vf32 packed_pow2(vf32 packed) { return (vf32)(((vi32)packed << 23) + (127 << 23)); }
+
+/* (top + top_error) / (bottom + bottom_error), the errors being small. */
+RN_INLINE vf32 corrected_quotient(vf32 top, vf32 top_error, vf32 bottom, vf32 bottom_error) {
+    vf32 inverse = 1.0f / bottom, quotient = top * inverse;
+    vf32 rest = vf32_fma(-quotient, bottom, top) + top_error;
+    return vf32_fma(vf32_fma(-quotient, bottom_error, rest), inverse, quotient);
+}
+
+/* x above NORMAL_FROM: max(x, 0) - a E with E = exp(-a^2 / 2) R(a). */
+RN_INLINE vf32 gelu_vf32(vf32 x) {
+    vf32 a = vf32_min(vf32_set(-NORMAL_FROM), vf32_abs(x));
+    vf32 square = a * a, square_error = vf32_fma(a, a, -square), power = square * -0.5f;
+    vf32 n = vf32_set(mills_n[4]), p = vf32_set(mills_p[4]);
+#pragma GCC unroll 4
+    for (int i = 3; i >= 0; i--) {
+        n = vf32_fma(n, a, vf32_set(mills_n[i]));
+        p = vf32_fma(p, a, vf32_set(mills_p[i]));
+    }
+    vf32 line = vf32_fma(a, vf32_set(MILLS_SLOPE), vf32_set(2.0f));
+    vf32 bend = a * n / p + vf32_fma(a, vf32_set(MILLS_SLOPE), 2.0f - line);
+    vf32 bottom = line + bend, bottom_error = line - bottom + bend;
+    vf32 packed = vf32_exp_exponent(power);
+    vf32 t = vf32_fma(square_error, vf32_set(-0.5f), vf32_exp_reduce(power, packed - VEC_RINT_MAGIC));
+    vf32 c = vf32_expm1_core(t), mantissa = 1.0f + c, mantissa_error = c - (mantissa - 1.0f);
+    vf32 top = a * mantissa, top_error = vf32_fma(a, mantissa_error, vf32_fma(a, mantissa, -top));
+    vf32 tail = corrected_quotient(top, top_error, bottom, bottom_error);
+    return vf32_fma(-tail, packed_pow2(packed), vf32_select(x < 0.0f, vf32_set(0), x));
+}
+
+/* x above NORMAL_FROM_TANH: x e / (1 + e) for negative x and x / (1 + e) for the others, e = exp(-|2u|). The exponential
+ * would multiply the rounding errors of 2u by 2u: 2u = high + low. */
+RN_INLINE vf32 gelu_tanh_vf32(vf32 x) {
+    const double linear = 1.5957691216057308, cubic = 0.07135481627260025;
+    const float linear_high = (float)linear, cubic_high = (float)cubic;
+    vf32 a = vf32_min(vf32_set(-NORMAL_FROM_TANH), vf32_abs(x)), square = a * a;
+    vf32 square_error = vf32_fma(a, a, -square);
+    vf32 bent = square * cubic_high, bent_error = vf32_fma(square, vf32_set(cubic_high), -bent);
+    /* The rounding error of a sum of two numbers of any order of size. */
+    vf32 sum = bent + linear_high, other = sum - bent, sum_error = (bent - (sum - other)) + (linear_high - other);
+    sum_error += bent_error + (float)(linear - (double)linear_high);
+    sum_error = vf32_fma(square_error, vf32_set(cubic_high), sum_error);
+    sum_error = vf32_fma(square, vf32_set((float)(cubic - (double)cubic_high)), sum_error);
+    vf32 high = a * sum, low = vf32_fma(a, sum_error, vf32_fma(a, sum, -high));
+    vf32 packed = vf32_exp_exponent(-high);
+    vf32 t = vf32_exp_reduce(-high, packed - VEC_RINT_MAGIC) - low;
+    vf32 c = vf32_expm1_core(t), mantissa = 1.0f + c, mantissa_error = c - (mantissa - 1.0f);
+    vf32 scale = packed_pow2(packed), e = mantissa * scale, e_error = mantissa_error * scale;
+    vf32 bottom = 1.0f + e, bottom_error = e - (bottom - 1.0f) + e_error;
+    vi32 negative = (vi32)(x < 0.0f);
+    vf32 factor = vf32_select(negative, mantissa, vf32_set(1.0f));
+    vf32 top = x * factor, top_error = vf32_fma(x, factor, -top);
+    top_error = vf32_select(negative, vf32_fma(x, mantissa_error, top_error), vf32_set(0));
+    return corrected_quotient(top, top_error, bottom, bottom_error) * vf32_select(negative, scale, vf32_set(1.0f));
+}
+#endif
 
 /* ---- the logistic function and its relatives -------------------------------------------------------------------- */
 
@@ -214,14 +286,13 @@ RN_INLINE vf64 smooth_slope_vf64(const int function, vf64 x) {
 RN_INLINE vf32 logistic_quotient(vf32 x, const int times_x) {
     vf32 minus = -vf32_abs(x), n = vf32_exp_exponent(minus) - VEC_RINT_MAGIC;
     vf32 e = vf32_ldexp(1.0f + vf32_expm1_core(vf32_exp_reduce(minus, n)), n);
-    vf32 bottom = 1.0f + e, bottom_error = e - (bottom - 1.0f), inverse = 1.0f / bottom;
+    vf32 bottom = 1.0f + e, bottom_error = e - (bottom - 1.0f);
     vf32 factor = vf32_select(x < 0.0f, e, vf32_set(1.0f)), top = factor, top_error = vf32_set(0.0f);
     if (times_x) {
         top = x * factor;
         top_error = vf32_fma(x, factor, -top);
     }
-    vf32 quotient = top * inverse, rest = vf32_fma(-quotient, bottom, top) + top_error;
-    return vf32_fma(vf32_fma(-quotient, bottom_error, rest), inverse, quotient);
+    return corrected_quotient(top, top_error, bottom, bottom_error);
 }
 #define ORDINARY 80.0f /* 80 exp(-80) and its correction are normal numbers */
 #endif
@@ -253,6 +324,10 @@ RN_INLINE vf32 smooth_slope_vf32(const int function, vf32 x) {
 RN_INLINE vf32 value_vf32(const int function, vf32 x) {
     if (function == RN_RELU) return vf32_max(vf32_set(0), x); /* NaN stays: it is the second argument */
     if (function > RN_GELU_TANH) return smooth_value_vf32(function, x);
+#if VEC_HAS_FMA
+    if (!vi32_any(~(x > (function == RN_GELU_TANH ? NORMAL_FROM_TANH : NORMAL_FROM))))
+        return function == RN_GELU_TANH ? gelu_tanh_vf32(x) : gelu_vf32(x);
+#endif
     return vf32_from_vf64(gelu_wide(function, 0, vf64_low(x)), gelu_wide(function, 0, vf64_high(x)));
 }
 RN_INLINE vf64 value_vf64(const int function, vf64 x) {

@@ -1,4 +1,4 @@
-/* Lion, AdamP and SGDP, float32 and float64 from one body. */
+/* Lion, AdamP, SGDP and AdaGrad, float32 and float64 from one body. */
 #include "optimizer.h"
 
 #include <math.h>
@@ -44,6 +44,41 @@ static row_sums add(row_sums a, row_sums b) {
     return (row_sums){a.pp + b.pp, a.gg + b.gg, a.gp + b.gp, a.pu + b.pu};
 }
 
+static size_t blocks_of(size_t entries) { return (entries + BLOCK - 1) / BLOCK; }
+
+static size_t entries_of(const rn_optimizer_array *array) { return array->rows ? array->rows * array->columns : array->columns; }
+
+static size_t all_entries(const rn_optimizer_array *arrays, size_t count) {
+    size_t sum = 0;
+    for (size_t i = 0; i < count; i++) sum += entries_of(arrays + i);
+    return sum;
+}
+
+/* Entries begin to end of one array, a whole number of blocks but at the array's end. */
+typedef void sweep_function(const rn_optimizer_array *array, size_t begin, size_t end, const void *options);
+
+/* Sweeps over all arrays in one parallel region: threads share the blocks of all of them, so that neither many small
+ * arrays nor a few large ones keep a thread waiting. */
+static void sweep_all(const rn_optimizer_array *arrays, size_t count, double nanoseconds, sweep_function *sweep,
+                      const void *options) {
+    size_t blocks = 0;
+    for (size_t i = 0; i < count; i++) blocks += blocks_of(entries_of(arrays + i));
+    int threads = rn_threads(blocks, nanoseconds);
+    RN_PARALLEL(threads) {
+        RN_SHARE(blocks, first, last);
+        size_t before = 0;
+        for (size_t i = 0; i < count && before < last; i++) {
+            size_t entries = entries_of(arrays + i), own = blocks_of(entries);
+            size_t from = first > before ? first - before : 0, to = last - before < own ? last - before : own;
+            if (from < to) sweep(arrays + i, from * BLOCK, to * BLOCK < entries ? to * BLOCK : entries, options);
+            before += own;
+        }
+    }
+}
+
+/* Arrays of more entries than this are worth all threads one after the other; smaller ones are handed out whole. */
+#define SHARED_ENTRIES ((size_t)1 << 17)
+
 #define T float
 #define VT vf32
 #define VI vi32
@@ -69,7 +104,7 @@ static row_sums add(row_sums a, row_sums b) {
 #define WIDE 1
 #include "optimizer_body.h"
 
-RN_TABLE(optimizer) = {.lion_f32 = lion_f32,
-                       .projected_step_f32 = projected_step_f32,
-                       .lion_f64 = lion_f64,
-                       .projected_step_f64 = projected_step_f64};
+#define FUNCTIONS(suffix)                                                                            \
+    .lion_##suffix = lion_##suffix, .adagrad_##suffix = adagrad_##suffix, .descend_##suffix = descend_##suffix, \
+    .squares_##suffix = squares_##suffix, .projected_step_##suffix = projected_steps_##suffix
+RN_TABLE(optimizer) = {FUNCTIONS(f32), FUNCTIONS(f64)};

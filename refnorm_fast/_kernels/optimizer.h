@@ -1,7 +1,8 @@
-/* One step of an optimizer on one array: Lion, AdamP and SGDP.
+/* One step of an optimizer on the arrays of a network: Lion, AdamP, SGDP and AdaGrad.
  *
- * Each result may be the input of the same name itself (same address); otherwise results and inputs are apart.
- * Results do not depend on the number of threads, nor on whether a result is its input. */
+ * Each result may be the input of the same name itself (same address); otherwise results and inputs are apart, those of
+ * one array and those of different ones. Results do not depend on the number of threads, nor on whether a result is its
+ * input, nor on which other arrays are stepped in the same call. */
 #ifndef REFNORM_OPTIMIZER_H
 #define REFNORM_OPTIMIZER_H
 
@@ -20,17 +21,37 @@ typedef struct {
     double keep1, take1, keep2, take2, inv_root, eps, rate, shrink, shrink_projected, delta;
 } rn_projected_step;
 
-#define RN_OPTIMIZER_FUNCTIONS(T, suffix)                                                                            \
-    void (*lion_##suffix)(const T *p, const T *g, const T *m, T *p_out, T *m_out, size_t count, double shrink,      \
-                          double rate, double beta1, double beta2, int form);                                       \
-    /* rows: channels, 0 for an array that is never projected (columns: all its entries). v and v_out are NULL for  \
-     * SGD. 0, or -1: no memory. */                                                                                 \
-    int (*projected_step_##suffix)(const T *p, const T *g, const T *m, const T *v, T *p_out, T *m_out, T *v_out,    \
-                                   size_t rows, size_t columns, const rn_projected_step *options);
+/* Lion: p = shrink p - rate sign(blend of m and g by beta1), m = blend by beta2. */
+typedef struct {
+    double shrink, rate, beta1, beta2;
+    int form;
+} rn_lion_step;
+
+/* AdaGrad: with s = g + decay p, m += s^2 and p -= rate s / (sqrt(m) + eps). */
+typedef struct {
+    double rate, decay, eps;
+} rn_adagrad_step;
+
+/* One array. m and m_out, v and v_out are NULL where the optimizer has no such state. */
+typedef struct {
+    const void *p, *g, *m, *v;
+    void *p_out, *m_out, *v_out;
+    size_t rows, columns; /* rows: channels, 0 for an array that is never projected (columns: all its entries) */
+} rn_optimizer_array;
+
+#define RN_OPTIMIZER_FUNCTIONS(suffix)                                                                                 \
+    void (*lion_##suffix)(const rn_optimizer_array *arrays, size_t count, const rn_lion_step *options);              \
+    void (*adagrad_##suffix)(const rn_optimizer_array *arrays, size_t count, const rn_adagrad_step *options);        \
+    /* p - rate g */                                                                                                 \
+    void (*descend_##suffix)(const rn_optimizer_array *arrays, size_t count, const double *rate);                    \
+    /* The sum of the squares of all g goes to *sum. 0, or -1: no memory. */                                         \
+    int (*squares_##suffix)(const rn_optimizer_array *arrays, size_t count, double *sum);                            \
+    /* 0, or -1: no memory. */                                                                                       \
+    int (*projected_step_##suffix)(const rn_optimizer_array *arrays, size_t count, const rn_projected_step *options);
 
 typedef struct {
-    RN_OPTIMIZER_FUNCTIONS(float, f32)
-    RN_OPTIMIZER_FUNCTIONS(double, f64)
+    RN_OPTIMIZER_FUNCTIONS(f32)
+    RN_OPTIMIZER_FUNCTIONS(f64)
 } rn_optimizer_table;
 
 RN_EXPORT const rn_optimizer_table *rn_optimizer(void);

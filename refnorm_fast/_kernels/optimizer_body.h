@@ -61,32 +61,83 @@ RN_INLINE void N(lion_range)(const T *p, const T *g, const T *m, T *p_out, T *m_
     if (past_cache) vec_fence();
 }
 
-static void N(lion)(const T *p, const T *g, const T *m, T *p_out, T *m_out, size_t count, double shrink, double rate,
-                    double beta1, double beta2, int form) {
+typedef struct {
+    rn_lion_step step;
+    int past_cache; /* the results of all arrays together do not fit the cache */
+} N(lion_options);
+
+static void N(lion_sweep)(const rn_optimizer_array *array, size_t begin, size_t end, const void *all_options) {
+    const N(lion_options) *options = all_options;
+    const rn_lion_step *o = &options->step;
+    const T *p = array->p, *g = array->g, *m = array->m;
+    T *p_out = array->p_out, *m_out = array->m_out;
     /* In place the line is in cache already, and writing past it would only throw it out. */
-    int apart = p_out != p && m_out != m;
-    int past_cache = apart && 2 * count * sizeof(T) > rn_cache_bytes() &&
-                     (intptr_t)p_out % (intptr_t)sizeof(T) == 0 &&
+    int past_cache = options->past_cache && p_out != p && m_out != m && (intptr_t)p_out % (intptr_t)sizeof(T) == 0 &&
                      ((intptr_t)p_out - (intptr_t)m_out) % REFNORM_VECTOR_BYTES == 0;
-    size_t blocks = (count + BLOCK - 1) / BLOCK;
-    int threads = rn_threads(blocks, 0.25 * (double)sizeof(T) * (double)count);
-    RN_PARALLEL(threads) {
-        RN_SHARE(blocks, first, last);
-        size_t begin = first * BLOCK, end = last * BLOCK < count ? last * BLOCK : count;
-        if (begin < end) {
 #define RANGE(FORM, PAST)                                                                                          \
-    N(lion_range)(p + begin, g + begin, m + begin, p_out + begin, m_out + begin, end - begin, PAST, (T)shrink,      \
-                  (T)rate, (T)beta1, (T)(1 - beta1), (T)beta2, (T)(1 - beta2), FORM)
-            if (form == RN_LERP) {
-                if (past_cache) RANGE(RN_LERP, 1);
-                else RANGE(RN_LERP, 0);
-            } else {
-                if (past_cache) RANGE(RN_MUL_ADD, 1);
-                else RANGE(RN_MUL_ADD, 0);
-            }
+    N(lion_range)(p + begin, g + begin, m + begin, p_out + begin, m_out + begin, end - begin, PAST, (T)o->shrink,   \
+                  (T)o->rate, (T)o->beta1, (T)(1 - o->beta1), (T)o->beta2, (T)(1 - o->beta2), FORM)
+    if (o->form == RN_LERP) {
+        if (past_cache) RANGE(RN_LERP, 1);
+        else RANGE(RN_LERP, 0);
+    } else {
+        if (past_cache) RANGE(RN_MUL_ADD, 1);
+        else RANGE(RN_MUL_ADD, 0);
+    }
 #undef RANGE
+}
+
+static void N(lion)(const rn_optimizer_array *arrays, size_t count, const rn_lion_step *o) {
+    size_t entries = all_entries(arrays, count);
+    N(lion_options) options = {*o, 2 * entries * sizeof(T) > rn_cache_bytes()};
+    sweep_all(arrays, count, 0.25 * (double)sizeof(T) * (double)entries, N(lion_sweep), &options);
+}
+
+/* ---- AdaGrad --------------------------------------------------------------------------------------------------- */
+
+static void N(adagrad_sweep)(const rn_optimizer_array *array, size_t begin, size_t end, const void *options) {
+    const rn_adagrad_step *o = options;
+    const T *p = array->p, *g = array->g, *m = array->m;
+    T *p_out = array->p_out, *m_out = array->m_out;
+    VT rate = V(set)((T)o->rate), decay = V(set)((T)o->decay), eps = V(set)((T)o->eps);
+    const int decays = o->decay != 0; /* 0 times infinity would be NaN */
+    for (size_t i = begin; i < end; i += LANES) {
+        size_t part = end - i;
+        if (part >= LANES) {
+            VT w = V(load)(p + i), s = V(load)(g + i);
+            if (decays) s = V(fma)(decay, w, s);
+            VT sum = V(fma)(s, s, V(load)(m + i));
+            V(store)(p_out + i, w - rate * s / (V(sqrt)(sum) + eps));
+            V(store)(m_out + i, sum);
+        } else {
+            VT w = V(load_part)(p + i, part, 0), s = V(load_part)(g + i, part, 0);
+            if (decays) s = V(fma)(decay, w, s);
+            VT sum = V(fma)(s, s, V(load_part)(m + i, part, 1));
+            V(store_part)(p_out + i, part, w - rate * s / (V(sqrt)(sum) + eps));
+            V(store_part)(m_out + i, part, sum);
         }
     }
+}
+
+static void N(adagrad)(const rn_optimizer_array *arrays, size_t count, const rn_adagrad_step *options) {
+    sweep_all(arrays, count, 0.3 * (double)sizeof(T) * (double)all_entries(arrays, count), N(adagrad_sweep), options);
+}
+
+static void N(descend_sweep)(const rn_optimizer_array *array, size_t begin, size_t end, const void *options) {
+    const T *p = array->p, *g = array->g;
+    T *p_out = array->p_out;
+    VT rate = V(set)((T) * (const double *)options);
+    for (size_t i = begin; i < end; i += LANES) {
+        size_t part = end - i;
+        if (part >= LANES)
+            V(store)(p_out + i, V(load)(p + i) - rate * V(load)(g + i));
+        else
+            V(store_part)(p_out + i, part, V(load_part)(p + i, part, 0) - rate * V(load_part)(g + i, part, 0));
+    }
+}
+
+static void N(descend)(const rn_optimizer_array *arrays, size_t count, const double *rate) {
+    sweep_all(arrays, count, 0.15 * (double)sizeof(T) * (double)all_entries(arrays, count), N(descend_sweep), rate);
 }
 
 /* ---- AdamP, SGDP --------------------------------------------------------------------------------------------- */
@@ -124,6 +175,41 @@ RN_INLINE VT N(applied)(const N(constants) *c, VT p, VT step, VT shrink, VT k) {
      name##_high = vf64_fma(vf64_high(a), vf64_high(b), name##_high))
 #define TOTAL(name) vf64_sum(name##_low + name##_high)
 #endif
+
+/* The blocks' sums of squares of g, at their places in the row of all blocks, whose start is array->p_out. */
+static void N(squares_sweep)(const rn_optimizer_array *array, size_t begin, size_t end, const void *options) {
+    (void)options;
+    const T *g = array->g;
+    double *parts = array->p_out;
+    for (size_t at = begin; at < end; at += BLOCK) {
+        size_t count = end - at < BLOCK ? end - at : BLOCK;
+        SUMS(gg);
+        for (size_t i = 0; i < count; i += LANES) {
+            size_t part = count - i;
+            VT s = part >= LANES ? V(load)(g + at + i) : V(load_part)(g + at + i, part, 0);
+            ADD_PRODUCT(gg, s, s);
+        }
+        parts[at / BLOCK] = TOTAL(gg);
+    }
+}
+
+static int N(squares)(const rn_optimizer_array *arrays, size_t count, double *sum) {
+    size_t blocks = 0;
+    for (size_t i = 0; i < count; i++) blocks += blocks_of(entries_of(arrays + i));
+    rn_optimizer_array *with_parts = malloc(count * sizeof *with_parts + blocks * sizeof(double));
+    if (with_parts == NULL) return -1;
+    double *parts = (double *)(with_parts + count), *next = parts;
+    for (size_t i = 0; i < count; i++) {
+        with_parts[i] = arrays[i];
+        with_parts[i].p_out = next;
+        next += blocks_of(entries_of(arrays + i));
+    }
+    sweep_all(with_parts, count, 0.1 * (double)sizeof(T) * (double)all_entries(arrays, count), N(squares_sweep), NULL);
+    *sum = 0;
+    for (size_t i = 0; i < blocks; i++) *sum += parts[i];
+    free(with_parts);
+    return 0;
+}
 
 /* At most BLOCK entries: moves the state and returns the block's sums, or without `test` <P, step> alone. */
 RN_INLINE row_sums N(move_block)(int kind, int test, const N(constants) *c, const T *p, const T *g, const T *m, const T *v,
@@ -347,9 +433,11 @@ static void N(sum_rows)(const N(task) *t, size_t rows, int move, row_sums *sums,
  * test    The test's sums first (parameter and gradient are read once more), then rows as above, without a guess.
  *         For a parameter or a buffer that is overwritten.
  * sweeps  All rows are moved, then all are applied: for the layer view, and for few long rows. */
-static int N(projected_step)(const T *p, const T *g, const T *m, const T *v, T *p_out, T *m_out, T *v_out, size_t rows,
-                             size_t columns, const rn_projected_step *o) {
-    N(task) task = {p, g, m, v, p_out, m_out, v_out, columns, o,
+static int N(projected_step)(const rn_optimizer_array *array, const rn_projected_step *o) {
+    const T *p = array->p, *g = array->g;
+    T *p_out = array->p_out;
+    size_t rows = array->rows, columns = array->columns;
+    N(task) task = {p, g, array->m, array->v, p_out, array->m_out, array->v_out, columns, o,
                     {V(set)((T)o->keep1), V(set)((T)o->take1), V(set)((T)o->keep2), V(set)((T)o->take2),
                      V(set)((T)o->inv_root), V(set)((T)o->eps), V(set)((T)o->rate)}};
     const N(task) *t = &task;
@@ -418,6 +506,27 @@ static int N(projected_step)(const T *p, const T *g, const T *m, const T *v, T *
     free(sums);
     free(done);
     return 0;
+}
+
+/* Large arrays one after the other, each by all threads; all others in one region, where a thread takes one whole. */
+static int N(projected_steps)(const rn_optimizer_array *arrays, size_t count, const rn_projected_step *o) {
+    size_t small = 0, entries = 0;
+    int failed = 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t own = entries_of(arrays + i);
+        if (own > SHARED_ENTRIES || count == 1) failed |= N(projected_step)(arrays + i, o);
+        else small++, entries += own;
+    }
+    if (small == 0) return failed;
+    int threads = rn_threads(small, 0.6 * (double)sizeof(T) * (double)entries);
+    rn_shares shares = rn_share_out(count, 1, threads);
+    RN_PARALLEL(threads) {
+        size_t taken;
+        for (size_t i = rn_take(&shares, 1, &taken); taken; i = rn_take(&shares, 1, &taken))
+            if (entries_of(arrays + i) <= SHARED_ENTRIES && N(projected_step)(arrays + i, o) != 0)
+                __atomic_store_n(&failed, -1, __ATOMIC_RELAXED);
+    }
+    return failed;
 }
 
 #undef SUMS

@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-from refnorm._typing import Array, F
+from refnorm._typing import Array, F, Tree
 
 def lion_update(
     param: Array[F],
@@ -57,3 +57,61 @@ def sgdp_update(
     project_buffer: bool = False,
     out: Sequence[Array[F]] | None = None,
 ) -> tuple[Array[F], Array[F]]: ...
+def lion_trees(
+    params: Tree,
+    grads: Tree,
+    momentum: Tree,
+    into: tuple[Tree, ...] | None,
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    form: str,
+) -> tuple[Tree, Tree] | None: ...
+def adamp_trees(
+    params: Tree,
+    grads: Tree,
+    first_moment: Tree,
+    second_moment: Tree,
+    into: tuple[Tree, ...] | None,
+    *,
+    step: int,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    delta: float,
+    weight_decay_ratio: float,
+    nesterov: bool,
+) -> tuple[Tree, Tree, Tree] | None: ...
+def sgdp_trees(
+    params: Tree,
+    grads: Tree,
+    buffer: Tree,
+    into: tuple[Tree, ...] | None,
+    *,
+    learning_rate: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    eps: float,
+    delta: float,
+    weight_decay_ratio: float,
+    project_buffer: bool,
+) -> tuple[Tree, Tree] | None: ...
+def adagrad_trees(
+    params: Tree,
+    grads: Tree,
+    accumulator: Tree,
+    into: tuple[Tree, ...] | None,
+    *,
+    rate: float,
+    weight_decay: float,
+    eps: float,
+) -> tuple[Tree, Tree] | None: ...
+def adagrad_norm_trees(
+    params: Tree, grads: Tree, into: tuple[Tree, ...] | None, *, learning_rate: float, accumulator: float
+) -> tuple[Tree, float] | None: ...

@@ -1,4 +1,4 @@
-"""One optimizer step on a matrix of parameters: Lion, AdamP and SGDP against the peers, all in place."""
+"""One optimizer step, on a matrix of parameters and on all arrays of a network, against the peers, all in place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,20 @@ import refnorm.solvers as reference
 SHAPES = ((256, 256), (1024, 1024), (4096, 4096))
 RATE, DECAY = 1e-4, 0.1
 
-BYTES = {"lion": 20, "adamp": 28, "sgdp": 20}
-"""For each float32 parameter: Lion and SGDP read three arrays and write two, AdamP reads four and writes three."""
+BYTES = {"lion": 20, "adamp": 28, "sgdp": 20, "adagrad": 20, "adagrad norm": 16}
+"""For each float32 parameter: Lion and SGDP read three arrays and write two, AdamP reads four and writes three;
+AdaGrad is like Lion, AdaGradNorm reads the gradient twice and the parameter once."""
+
+
+NETWORKS = {
+    "99 arrays, 9.1M": [
+        *(8 * [shape for c in (64, 128, 256) for shape in ((c, c, 3, 3), (c,), (c,))]),
+        *(6 * [(512, 512), (512,), (512, 256), (256,)]),
+        *[(64, 3, 7, 7), (1000, 512), (1000,)],
+    ],
+    "100 arrays, 6400": 100 * [(64,)],
+}
+"""A convolutional network with a few linear layers, and one of which only the calls' overhead is seen."""
 
 
 def races() -> list[dict]:
@@ -22,7 +34,95 @@ def races() -> list[dict]:
         race(fast, kind, shape, invariant)
         for kind, invariant in (("lion", False), ("adamp", False), ("adamp", True), ("sgdp", True))
         for shape in SHAPES
-    ]
+    ] + [network_race(fast, kind, network) for kind in OPTIMIZERS for network in NETWORKS]
+
+
+OPTIMIZERS = {
+    "lion": ("Lion", {"learning_rate": RATE, "weight_decay": DECAY}),
+    "adamp": ("AdamP", {"learning_rate": RATE, "weight_decay": DECAY}),
+    "sgdp": ("SGDP", {"learning_rate": RATE, "momentum": 0.9}),
+    "adagrad": ("AdaGrad", {"learning_rate": RATE}),
+    "adagrad norm": ("AdaGradNorm", {"learning_rate": RATE}),
+}
+
+
+def network_step(module, kind, params, grads, place):
+    """A step of the class on arrays of its own."""
+    name, options = OPTIMIZERS[kind]
+    optimizer, own = getattr(module, name)(**options), [param.copy() for param in params]
+    state = optimizer.init(own)
+    out = {"out": (own, state)} if place else {}
+    return lambda: optimizer.step(own, grads, state, **out)
+
+
+def network_peers(kind):
+    """As ``peers``, of lists of tensors."""
+    found = peers(kind)
+    try:
+        import torch
+    except ImportError:
+        return found
+    if kind == "lion":
+        found["torch AdamW, foreach"] = lambda ts: torch.optim.AdamW(ts, lr=RATE, weight_decay=DECAY, foreach=True)
+    if kind == "adagrad":
+        found["torch Adagrad, fused"] = lambda ts: torch.optim.Adagrad(ts, lr=RATE, fused=True)
+        found["torch Adagrad, foreach"] = lambda ts: torch.optim.Adagrad(ts, lr=RATE, foreach=True)
+    if kind == "adagrad norm":
+        found["torch SGD, fused"] = lambda ts: torch.optim.SGD(ts, lr=RATE, fused=True)
+    return found
+
+
+def network_race(fast, kind, network):
+    rng = np.random.default_rng(0)
+    params, grads = ([rng.standard_normal(s).astype(np.float32) for s in NETWORKS[network]] for _ in range(2))
+    makers = {
+        "refnorm_fast": lambda: network_step(fast, kind, params, grads, place=True),
+        "NumPy reference": lambda: network_step(reference, kind, params, grads, place=False),
+    }
+    for label, make in network_peers(kind).items():
+        makers[label] = lambda make=make: torch_network_step(make, params, grads)
+    candidates = {label: make() for label, make in makers.items()}
+
+    def check():
+        wide = ([array.astype(np.float64) for array in arrays] for arrays in (params, grads))
+        exact = network_step(reference, kind, *wide, place=False)()[0]
+        return {
+            label: max(
+                float(np.abs(one.astype(np.float64) - other).max() / np.spacing(np.abs(other).max().astype(np.float32)))
+                for one, other in zip(make()()[0], exact, strict=True)
+            )
+            for label, make in makers.items()
+            if not label.startswith("torch")
+        }
+
+    return {
+        "method": {"lion": "solvers/lion", "adamp": "solvers/adamp", "sgdp": "solvers/adamp"}.get(
+            kind, "solvers/adaptive_batch_adagrad"
+        ),
+        "name": f"{kind}, network",
+        "shape": network,
+        "candidates": candidates,
+        "ours": "refnorm_fast",
+        "bytes": BYTES[kind] * sum(param.size for param in params),
+        "ops": None,
+        "check": check,
+        "check_unit": "ULP of the largest",
+    }
+
+
+def torch_network_step(make, params, grads):
+    import torch
+
+    tensors = [torch.tensor(param, requires_grad=True) for param in params]
+    for tensor, grad in zip(tensors, grads, strict=True):
+        tensor.grad = torch.tensor(grad)
+    optimizer = make(tensors)
+
+    def step():
+        optimizer.step()
+        return ([tensor.detach().numpy() for tensor in tensors],)
+
+    return step
 
 
 def problem(shape, invariant):
@@ -53,20 +153,6 @@ def ours(module, kind, param, grad, place):
     return lambda: update(*own, **out)
 
 
-def torch_step(make, param, grad):
-    import torch
-
-    tensor = torch.tensor(param, requires_grad=True)
-    tensor.grad = torch.tensor(grad)
-    optimizer = make(tensor)
-
-    def step():
-        optimizer.step()
-        return (tensor.detach().numpy(),)
-
-    return step
-
-
 def peers(kind):
     """Label and maker of each peer's optimizer; those whose package is missing are left out."""
     found = {}
@@ -74,30 +160,37 @@ def peers(kind):
         import torch
 
         if kind == "lion":
-            found["torch AdamW, fused"] = lambda t: torch.optim.AdamW([t], lr=RATE, weight_decay=DECAY, fused=True)
+            found["torch AdamW, fused"] = lambda ts: torch.optim.AdamW(ts, lr=RATE, weight_decay=DECAY, fused=True)
         if kind == "adamp":
-            found["torch AdamW, fused"] = lambda t: torch.optim.AdamW([t], lr=RATE, weight_decay=DECAY, fused=True)
+            found["torch AdamW, fused"] = lambda ts: torch.optim.AdamW(ts, lr=RATE, weight_decay=DECAY, fused=True)
         if kind == "sgdp":
-            found["torch SGD, fused"] = lambda t: torch.optim.SGD([t], lr=RATE, momentum=0.9, fused=True)
+            found["torch SGD, fused"] = lambda ts: torch.optim.SGD(ts, lr=RATE, momentum=0.9, fused=True)
     except ImportError:
+        return found
+    if kind.startswith("adagrad"):
         return found
     try:
         if kind == "lion":
             from lion_pytorch import Lion
 
-            found["lion-pytorch"] = lambda t: Lion([t], lr=RATE, weight_decay=DECAY)
+            found["lion-pytorch"] = lambda ts: Lion(ts, lr=RATE, weight_decay=DECAY)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 import adamp
 
             if kind == "adamp":
-                found["adamp"] = lambda t: adamp.AdamP([t], lr=RATE, weight_decay=DECAY)
+                found["adamp"] = lambda ts: adamp.AdamP(ts, lr=RATE, weight_decay=DECAY)
             else:
-                found["adamp"] = lambda t: adamp.SGDP([t], lr=RATE, momentum=0.9, weight_decay=DECAY)
+                found["adamp"] = lambda ts: adamp.SGDP(ts, lr=RATE, momentum=0.9, weight_decay=DECAY)
     except ImportError:
         pass
     return found
+
+
+def first_array(result):
+    """The parameter, of a result that is arrays or lists of arrays."""
+    return result[0][0] if isinstance(result[0], list) else result[0]
 
 
 def race(fast, kind, shape, invariant):
@@ -108,7 +201,7 @@ def race(fast, kind, shape, invariant):
         "NumPy reference": lambda: ours(reference, kind, param, grad, place=False),
     }
     for label, make in peers(kind).items():
-        makers[label] = lambda make=make: torch_step(make, param, grad)
+        makers[label] = lambda make=make: torch_network_step(make, [param], [grad])
     candidates = {label: make() for label, make in makers.items()}
 
     def check():
@@ -116,7 +209,7 @@ def race(fast, kind, shape, invariant):
         wide = ours(reference, kind, param.astype(np.float64), grad.astype(np.float64), place=False)()[0]
         unit = np.spacing(np.abs(wide).max().astype(np.float32))
         return {
-            label: float(np.abs(make()()[0].astype(np.float64) - wide).max() / unit)
+            label: float(np.abs(first_array(make()()).astype(np.float64) - wide).max() / unit)
             for label, make in makers.items()
             # A fused AdamW or SGD is another method: a yardstick for the time alone.
             if not label.startswith("torch")

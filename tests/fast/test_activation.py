@@ -20,8 +20,11 @@ from tests.fast import support
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 FORMS = ("none", "tanh")
-# float32 is rounded once from float64. float64 multiplies an exponential and a rational function of |x|.
-GELU_ULP = {np.float32: 0.51, np.float64: 6.0}
+# The worst of 3.5e7 float32 arguments is 1.3, of either form. float64 multiplies an exponential and a rational function of
+# |x|; in the tanh form its exponential multiplies the rounding error of 2u by 2u.
+GELU_ULP = {"none": {np.float32: 1.5, np.float64: 6.0}, "tanh": {np.float32: 1.5, np.float64: 2048.0}}
+# Without a fused multiply-add float32 is rounded once from float64.
+GELU_ULP_WITHOUT_FMA = 0.51
 
 
 # The worst of 40 000 arguments is 1.4; without a fused multiply-add float64 keeps no quotient's error.
@@ -41,17 +44,27 @@ def isa(request):
         yield request.param
 
 
-def exact_gelu(x: AnyArray) -> AnyArray:
+def exact_gelu(x: AnyArray, form: str) -> AnyArray:
+    def one(v: Any) -> Any:
+        if form == "none":
+            return v * mpmath.ncdf(v)
+        return v / (1 + mpmath.exp(-2 * mpmath.sqrt(2 / mpmath.pi) * (v + mpmath.mpf("0.044715") * v**3)))
+
     with mpmath.workdps(40):
-        values = [mpmath.mpf(float(v)) * mpmath.ncdf(mpmath.mpf(float(v))) for v in x]
-        return np.array([np.longdouble(mpmath.nstr(v, 25)) for v in values])
+        return np.array([np.longdouble(mpmath.nstr(one(mpmath.mpf(float(v))), 25)) for v in x])
 
 
 @pytest.mark.parametrize("dtype", support.DTYPES)
-def test_gelu_is_exact_to_a_few_ulp_in_both_tails(dtype):
+@pytest.mark.parametrize("form", FORMS)
+def test_gelu_is_exact_to_a_few_ulp_in_both_tails(dtype, form, isa):
     rng = np.random.default_rng(0)
-    x = np.concatenate([rng.standard_normal(300), rng.uniform(-38, 9, 300), [1e-30, -1e-30, -37.9, 1e30]]).astype(dtype)
-    assert ulp_error(fast.gelu(x), exact_gelu(x)).max() <= GELU_ULP[dtype]
+    lowest = -38 if form == "none" else -20
+    parts = [rng.standard_normal(300), rng.uniform(lowest, 9, 300), rng.uniform(-15, -8, 200)]
+    edges = [1e-30, -1e-30, -37.9, 1e30, -13.0, -9.5, 13.0, 9.5, -12.999, -9.499, -3.0160232, -2.7462883]
+    x = np.concatenate([*parts, edges]).astype(dtype)
+    without = isa == "baseline" and dtype == np.float32
+    limit = GELU_ULP_WITHOUT_FMA if without else GELU_ULP[form][dtype]
+    assert ulp_error(fast.gelu(x, approximate=form), exact_gelu(x, form)).max() <= limit
 
 
 @pytest.mark.parametrize("name", LOGISTIC)
@@ -85,15 +98,6 @@ def test_logistic_relatives_follow_the_reference(name, dtype):
     assert (ulp_error(y, expected) <= 3).all()
     np.testing.assert_array_equal(np.signbit(y[~np.isnan(y)]), np.signbit(expected[~np.isnan(y)]))
     np.testing.assert_allclose(pullback(dy)[0], expected_pullback(dy)[0], rtol=0, atol=8 * np.finfo(dtype).eps)
-
-
-@pytest.mark.parametrize("dtype", support.DTYPES)
-def test_tanh_form_follows_the_reference(dtype):
-    x = np.linspace(-12, 12, 1001).astype(dtype)
-    # exp(-2u) multiplies the rounding of u by 2u.
-    tolerance = 1 if dtype == np.float32 else 2048
-    error = ulp_error(fast.gelu(x, approximate="tanh"), reference.gelu(x, approximate="tanh"))
-    assert error.max() <= tolerance
 
 
 @pytest.mark.parametrize("dtype", support.DTYPES)
@@ -156,7 +160,7 @@ def test_gelu_equals_the_reference_on_any_array(x):
     got, expected = fast.gelu(x), reference.gelu(x)
     assert got.shape == x.shape
     assert got.dtype == x.dtype
-    assert (ulp_error(got, expected) <= 1).all()
+    assert (ulp_error(got, expected) <= 2).all()
 
 
 def test_number_of_threads_changes_nothing():

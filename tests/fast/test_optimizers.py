@@ -1,6 +1,8 @@
 import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refnorm.solvers as reference
+from refnorm.tree import tree_leaves
 
 try:
     from refnorm_fast import _runtime
@@ -262,6 +265,9 @@ OPTIMIZERS = [
     ("Lion", {"learning_rate": 0.01, "weight_decay": 0.1, "decay_mode": "init_lr", "maximize": True}),
     ("AdamP", {"learning_rate": 0.01, "weight_decay": 0.1, "delta": 1.0}),
     ("SGDP", {"learning_rate": 0.01, "weight_decay": 0.1, "momentum": 0.9, "delta": 1.0}),
+    ("AdaGrad", {"learning_rate": 0.01}),
+    ("AdaGrad", {"learning_rate": 0.01, "learning_rate_decay": 0.1, "weight_decay": 0.1, "eps": 1e-3}),
+    ("AdaGradNorm", {"learning_rate": 0.3, "initial_accumulator_value": 0.0}),
 ]
 
 
@@ -290,6 +296,145 @@ def test_optimizers_follow_the_reference(name, options):
     assert type(state) is type(expected_state)
     assert isinstance(ours, getattr(reference, name))
     assert dataclasses.replace(ours, learning_rate=0.5).learning_rate == 0.5
+
+
+@dataclasses.dataclass
+class Layer:
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+class Pair(NamedTuple):
+    first: np.ndarray
+    second: np.ndarray
+
+
+def many(seed, dtype=None):
+    """A network's arrays: small and large ones, both dtypes unless one is given, in every kind of tree."""
+    rng = np.random.default_rng(seed)
+
+    def normal(shape, own):
+        return rng.standard_normal(shape).astype(own if dtype is None else dtype)
+
+    return {
+        "tiny": [normal(shape, np.float32) for shape in ((1,), (0,), (3, 0), (5, 3), (17, 33, 2), (1, 7), (4097,))],
+        "layers": (Layer(normal((30, 40), np.float64), normal(30, np.float32)), Pair(normal(9, np.float32), None)),
+        "odd": SimpleNamespace(a=normal((4, 3, 3, 3), np.float64)),
+        "large": [normal((300, 500), np.float32), normal((150_001,), np.float64)],
+        3: None,
+    }
+
+
+def flat(params):
+    return [leaf for _, leaf in tree_leaves(params) if leaf is not None]
+
+
+def states(state):
+    """The trees of a state, and its numbers."""
+    return [getattr(state, field.name) for field in dataclasses.fields(state)]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
+def test_all_arrays_of_a_network_are_stepped_at_once(isa, name, options):
+    ours, theirs = getattr(fast, name)(**options), getattr(reference, name)(**options)
+    params, placed = many(0), many(0)
+    state, placed_state = ours.init(params), ours.init(placed)
+    expected, expected_state = many(0), theirs.init(many(0))
+    for step in range(1, 3):
+        params, state = ours.step(params, many(step), state)
+        placed, placed_state = ours.step(placed, many(step), placed_state, out=(placed, placed_state))
+        expected, expected_state = theirs.step(expected, many(step), expected_state)
+    assert isinstance(params["layers"], tuple)
+    assert isinstance(params["layers"][0], Layer)
+    assert isinstance(params["layers"][1], Pair)
+    assert list(params) == list(expected)
+    close(flat(params), flat(expected), 8)
+    same(flat(placed), flat(params))
+    for one, other, third in zip(states(state), states(expected_state), states(placed_state), strict=True):
+        if isinstance(other, dict):
+            close(flat(one), flat(other), 8)
+            same(flat(third), flat(one))
+        else:
+            assert one == pytest.approx(other, rel=1e-14)
+            assert third == one
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
+def test_an_array_has_the_same_result_in_any_company(name, options):
+    optimizer = getattr(fast, name)(**options)
+    params, grads = many(0, np.float32), many(1, np.float32)
+    with_strides = [np.repeat(leaf, 2, axis=-1)[..., ::2] for leaf in flat(params)]
+    together = flat(optimizer.step(params, grads, optimizer.init(params))[0])
+    # A layout that does not suit sends every array its own way; a norm alone looks at all of them.
+    apart = optimizer.step(with_strides, flat(grads), optimizer.init(with_strides))[0]
+    if name.startswith("AdaGrad"):
+        close(apart, together)
+    else:
+        same(apart, together)
+    before = _runtime.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            _runtime.set_num_threads(threads)
+            same(flat(optimizer.step(params, grads, optimizer.init(params))[0]), together)
+    finally:
+        _runtime.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
+def test_arrays_that_share_memory_are_stepped_one_after_the_other(name, options):
+    optimizer = getattr(fast, name)(**options)
+    rng = np.random.default_rng(0)
+    tied, grads = rng.standard_normal((6, 7)), [rng.standard_normal((6, 7)) for _ in range(2)]
+    expected = tied.copy()
+    params = [tied, tied]
+    state = optimizer.init(params)
+    after, _ = optimizer.step(params, grads, state, out=(params, state))
+    assert after[0] is tied
+    assert after[1] is tied
+    if not name.startswith("AdaGrad"):
+        for grad in grads:
+            expected = optimizer.step(expected, grad, optimizer.init(expected))[0]
+        np.testing.assert_array_equal(tied, expected)
+    else:  # the reference's steps, then both results to one place: the last one stays
+        expected = optimizer.step([expected, expected], grads, optimizer.init([expected, expected]))[0]
+        close([tied], [expected[1]])
+
+
+def test_adagrad_follows_infinities_and_nan():
+    for options in ({}, {"weight_decay": 0.1}):
+        params, grads = [np.array([np.inf, 1.0, 2.0, 3.0])], [np.array([1.0, np.inf, np.nan, 0.0])]
+        found, expected = (m.AdaGrad(**options) for m in (fast, reference))
+        with np.errstate(all="ignore"):
+            one, other = (o.step(params, grads, o.init(params))[0] for o in (found, expected))
+        np.testing.assert_allclose(one[0], other[0])
+    norm = fast.AdaGradNorm()
+    params, state = norm.step(params, grads, norm.init(params))
+    assert np.isnan(state.accumulator)
+    assert np.isnan(params[0]).all()
+
+
+def test_wrong_trees_are_the_reference_s_errors():
+    params, grads = [np.ones(3), np.ones(2)], [np.ones(3), np.ones(2)]
+    wrong = [
+        ([np.ones(3)], ValueError, "same structure"),
+        ([np.ones(3), np.ones(4)], ValueError, r"grads.1: expected shape \(2,\), got \(4,\)"),
+        ([np.ones(3), np.ones(2, np.float32)], TypeError, "grads.1: expected dtype float64"),
+        ((np.ones(3), np.ones(2)), ValueError, "same structure"),
+    ]
+    for name, options in OPTIMIZERS:
+        for module in (fast, reference):
+            optimizer = getattr(module, name)(**options)
+            for bad, error, message in wrong:
+                with pytest.raises(error, match=message):
+                    optimizer.step(params, bad, optimizer.init(params))
+        optimizer = getattr(fast, name)(**options)
+        state = optimizer.init(params)
+        with pytest.raises((TypeError, ValueError), match="expected"):
+            optimizer.step(params, grads, state, out=([np.ones(3), np.ones(4)], state))
+        frozen = np.ones(3)
+        frozen.setflags(write=False)
+        with pytest.raises(ValueError, match="writable"):
+            optimizer.step(params, grads, state, out=([frozen, np.ones(2)], state))
 
 
 def leaves(params):
