@@ -147,14 +147,20 @@ RN_INLINE void N(exp_parts)(const VT *entries, VT floor, VI offset, VT *p, VT *r
  * collects what rounding the term and each addition lost: where one term dominates, a lost half unit would be the whole
  * error of the row. *sum starts at START_SUM, not at 0; no term is larger, so what an addition lost is found in two
  * operations (fast two-sum). MINUTE: as EXACT, for terms that may all be far below 1. *sum starts at 0 and the general
- * two-sum takes five operations. */
-enum { N(PLAIN), N(EXACT), N(MINUTE) };
+ * two-sum takes five operations. SPLIT: as EXACT in fewer operations with FMA, if the term itself is not wanted. */
+enum { N(PLAIN), N(EXACT), N(SPLIT), N(MINUTE) };
 #define START_SUM ((T)(WIDE ? 0x1p513 : 0x1p65)) /* 2^(BIAS + 1) */
 RN_INLINE VT N(add_term)(VT *sum, VT *lost, VT power, VT p, VT rest, int FORM) {
     if (FORM == N(PLAIN)) {
         *sum += power;
         *lost = V(fma)(power, p, *lost);
         return power;
+    }
+    if (FORM == N(SPLIT)) {
+        VT term = V(fma)(power, p, power), beyond = V(fma)(power, rest, V(fma)(power, p, power - term)), next = *sum + term;
+        *lost += beyond + (term - (next - *sum));
+        *sum = next;
+        return term;
     }
     VT one = (T)1 + p, small = (p - (one - (T)1)) + rest, m = one + small;
     VT term = power * m, next = *sum + term;
@@ -166,14 +172,13 @@ RN_INLINE VT N(add_term)(VT *sum, VT *lost, VT power, VT p, VT rest, int FORM) {
 }
 
 /* Sum of the terms; STORE keeps them in `terms`. With `ahead`, entries that far on are fetched meanwhile: the next row, or
- * the next block of a row that is not in cache, whose way from memory the arithmetic hides. Stored terms are
- * rounded, so there the sum has to be all the better: EXACT. EXCLUDE leaves out those of the entries equal to `largest` and counts
- * them instead, so that the remainder keeps its relative accuracy however small it is. */
-RN_INLINE N(total) N(exp_sum)(const T *x, T *terms, size_t length, N(scaling) s, T largest, double *count,
-                              int STORE, int SHIFT, int EXCLUDE, size_t ahead) {
-    /* In float32 a row that is not stored has digits to spare. */
-    const int FORM = EXCLUDE ? N(MINUTE) : WIDE || STORE || !VEC_HAS_FMA ? N(EXACT) : N(PLAIN);
-    const T start = FORM == N(EXACT) ? START_SUM : 0;
+ * the next block of a row that is not in cache, whose way from memory the arithmetic hides. A result has up to 1.7 units of
+ * error of its own, so its sum has to be EXACT or SPLIT; the logarithm of a sum can do with PLAIN. EXCLUDE leaves out those of
+ * the entries equal to `largest` and counts them instead, so that the remainder keeps its relative accuracy however small
+ * it is. */
+RN_INLINE N(total) N(exp_sum_in)(int FORM, const T *x, T *terms, size_t length, N(scaling) s, T largest, double *count,
+                                 int STORE, int SHIFT, int EXCLUDE, size_t ahead) {
+    const T start = FORM == N(EXACT) || FORM == N(SPLIT) ? START_SUM : 0;
     VT floor = V(set)(s.floor), shift = V(set)(s.shift), top = V(set)(largest);
     VI offset = (VI){0} + s.offset;
     N(wide) sum = {0};
@@ -181,7 +186,7 @@ RN_INLINE N(total) N(exp_sum)(const T *x, T *terms, size_t length, N(scaling) s,
     size_t i = 0;
     while (i + WAYS * LANES <= length) {
         /* Few terms in a partial sum that loses digits. */
-        size_t most = (FORM == N(PLAIN) ? 8 : 64) * LANES, stop = length - i < most ? length : i + most;
+        size_t most = (FORM == N(PLAIN) ? 8 : FORM == N(SPLIT) ? 32 : 64) * LANES, stop = length - i < most ? length : i + most;
         VT a = V(set)(start), b = a, c = {0}, d = {0};
         for (; i + WAYS * LANES <= stop; i += WAYS * LANES) {
             VT entry[WAYS], p[WAYS], rest[WAYS], power[WAYS];
@@ -239,6 +244,11 @@ RN_INLINE N(total) N(exp_sum)(const T *x, T *terms, size_t length, N(scaling) s,
         *count = (double)found;
     }
     return N(wide_total)(sum);
+}
+
+RN_INLINE N(total) N(exp_sum)(const T *x, T *terms, size_t length, N(scaling) s, T largest, double *count,
+                              int STORE, int SHIFT, int EXCLUDE, size_t ahead) {
+    return N(exp_sum_in)(EXCLUDE ? N(MINUTE) : STORE || !VEC_HAS_FMA ? N(EXACT) : N(SPLIT), x, terms, length, s, largest, count, STORE, SHIFT, EXCLUDE, ahead);
 }
 
 /* A factor of twice the precision, by which the terms are multiplied with one rounding. */
@@ -425,7 +435,7 @@ typedef struct {
     int raw; /* the entries could be reduced without subtracting the largest */
 } N(pair);
 
-static N(pair) N(block_pair)(const T *x, size_t length, size_t ahead) {
+RN_INLINE N(pair) N(block_pair_in)(int FORM, const T *x, size_t length, size_t ahead) {
     N(pair) pair = {0, 0, 0, N(largest)(x, length), 1};
     if (!isfinite(pair.largest)) {
         if (pair.largest > 0 || N(has_nan)(x, length)) pair.high = NAN;
@@ -436,11 +446,17 @@ static N(pair) N(block_pair)(const T *x, size_t length, size_t ahead) {
         pair.raw = 0;
         return pair;
     }
-    N(total) sum = N(exp_sum)(x, NULL, length, s, pair.largest, NULL, 0, 0, 0, ahead);
+    N(total) sum = N(exp_sum_in)(FORM, x, NULL, length, s, pair.largest, NULL, 0, 0, 0, ahead);
     pair.high = sum.high;
     pair.low = sum.low;
     pair.n_ref = s.n_ref;
     return pair;
+}
+static N(pair) N(block_pair)(const T *x, size_t length, size_t ahead) {
+    return N(block_pair_in)(VEC_HAS_FMA ? N(SPLIT) : N(EXACT), x, length, ahead);
+}
+static N(pair) N(block_pair_of_log)(const T *x, size_t length, size_t ahead) {
+    return N(block_pair_in)(!VEC_HAS_FMA ? N(EXACT) : WIDE ? N(SPLIT) : N(PLAIN), x, length, ahead);
 }
 
 /* The whole row's pair: shifts the blocks' sums to the largest exponent, in block order. */
@@ -661,7 +677,7 @@ static int N(plain_row_lse)(const T *x, size_t length, double *largest, double *
     N(pair) pairs[SHARED_BLOCKS];
     size_t blocks = 0;
     for (size_t at = 0; at < length; at += BLOCK, blocks++)
-        pairs[blocks] = N(block_pair)(x + at, length - at < BLOCK ? length - at : BLOCK, length - at > BLOCK ? BLOCK : 0);
+        pairs[blocks] = N(block_pair_of_log)(x + at, length - at < BLOCK ? length - at : BLOCK, length - at > BLOCK ? BLOCK : 0);
     return N(log_of_pair)(blocks == 1 ? pairs[0] : N(merge_pairs)(pairs, blocks), largest, log_sum);
 }
 
@@ -684,7 +700,7 @@ static void N(rows_lse)(const T *x, size_t stride, size_t rows, size_t length, d
     for (size_t row = 0; row < LOG_ROWS; row++) {
         sum[row] = 0, n_ref[row] = 0, top[row] = 0;
         if (row >= rows) continue;
-        N(pair) pair = N(block_pair)(x + row * stride, length, 0);
+        N(pair) pair = N(block_pair_of_log)(x + row * stride, length, 0);
         if (!pair.raw || !(pair.high > 0)) continue;
         sum[row] = (pair.high + pair.low) * pow2_of(-BIAS);
         n_ref[row] = (double)pair.n_ref, top[row] = (double)pair.largest;
@@ -751,7 +767,7 @@ static int N(log_softmax)(const T *x, size_t stride, T *z, size_t rows, size_t l
                 N(pair) *mine = pairs + (row & 1) * blocks;
                 for (size_t block = first; block < last; block++) {
                     size_t at = block * BLOCK;
-                    mine[block] = N(block_pair)(from + at, length - at < BLOCK ? length - at : BLOCK,
+                    mine[block] = N(block_pair_of_log)(from + at, length - at < BLOCK ? length - at : BLOCK,
                                                 block + 1 < last ? BLOCK : 0);
                 }
                 RN_BARRIER;
