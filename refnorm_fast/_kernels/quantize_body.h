@@ -960,6 +960,69 @@ static void N(lookup)(const uint8_t *q, const uint8_t *mask, const T *values, T 
     }
 }
 
+/* ---- codes with a shift for each channel ------------------------------------------------------------------------- */
+
+/* clip(round(x / scale 2^shift)) or, with a random number from 0 to 1, the integer below that much more; all in float64,
+ * where numbers below 2^51 are rounded by addition. */
+RN_INLINE double N(shift_code)(T x, double scale, double power, double highest, double random, int RANDOM) {
+    double u = (double)x / scale * power;
+    if (RANDOM) u += random;
+    double whole = (u + 0x1.8p52) - 0x1.8p52;
+    if (RANDOM) whole = whole > u ? whole - 1 : whole;
+    whole = whole > highest ? highest : whole;
+    return whole < -highest ? -highest : whole;
+}
+
+RN_INLINE void N(shift_run)(const T *x, double scale, const double *powers, const double *random, double highest,
+                            size_t length, void *y, int BYTES, int RANDOM, int COLUMNS) {
+    int8_t *bytes = y;
+    int16_t *words = y;
+    for (size_t i = 0; i < length; i++) {
+        double code = N(shift_code)(x[i], scale, powers[COLUMNS ? i : 0], highest, RANDOM ? random[i] : 0, RANDOM);
+        if (BYTES)
+            bytes[i] = (int8_t)(int32_t)code;
+        else
+            words[i] = (int16_t)(int32_t)code;
+    }
+}
+
+static void N(shift_piece)(int bytes, const T *x, double scale, const double *powers, const double *random, double highest,
+                           size_t length, void *y, int columns) {
+#define RUN(BYTES, RANDOM, COLUMNS) N(shift_run)(x, scale, powers, random, highest, length, y, BYTES, RANDOM, COLUMNS)
+    if (bytes && random && columns)
+        RUN(1, 1, 1);
+    else if (bytes && random)
+        RUN(1, 1, 0);
+    else if (bytes && columns)
+        RUN(1, 0, 1);
+    else if (bytes)
+        RUN(1, 0, 0);
+    else if (random && columns)
+        RUN(0, 1, 1);
+    else if (random)
+        RUN(0, 1, 0);
+    else if (columns)
+        RUN(0, 0, 1);
+    else
+        RUN(0, 0, 0);
+#undef RUN
+}
+
+static void N(shift_codes)(int bytes, const T *x, double scale, const double *powers, const double *random, int highest,
+                           rn_layout layout, size_t begin, size_t end, void *y) {
+    size_t item = bytes ? 1 : 2;
+    int threads = rn_threads((end - begin) / 64 + 1, 0.6 * (double)(end - begin));
+    RN_PARALLEL(threads) {
+        SHARE_ENTRIES(end - begin, first, last);
+        for (size_t at = begin + first; at < begin + last;) {
+            N(piece) piece = N(piece_at)(layout, at, begin + last);
+            N(shift_piece)(bytes, x + at, scale, powers + piece.channel, random ? random + (at - begin) : NULL,
+                           (double)highest, piece.length, (char *)y + at * item, piece.columns);
+            at += piece.length;
+        }
+    }
+}
+
 /* ---- sums of codewords ------------------------------------------------------------------------------------------- */
 
 /* A code as an unsigned number: a negative one is too large for any codebook. */

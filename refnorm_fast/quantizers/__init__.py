@@ -35,6 +35,7 @@ from refnorm_fast.quantizers._quantize import (
     range_fake_quantize,
     range_fake_quantize_vjp,
 )
+from refnorm_fast.quantizers._shift import shift_linear, shift_linear_vjp, shift_matmul, shift_quantize
 
 __all__ = [
     "Int8Weight",
@@ -62,6 +63,10 @@ __all__ = [
     "range_fake_quantize_vjp",
     "round_bfloat16",
     "round_float16",
+    "shift_linear",
+    "shift_linear_vjp",
+    "shift_matmul",
+    "shift_quantize",
     "stochastic_round",
     "sulq_decode",
     "sulq_encode",
