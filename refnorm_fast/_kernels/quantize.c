@@ -131,6 +131,6 @@ RN_INLINE vi32 levels_near(vf32 t, const rn_search *search, vf32 *nearest) {
     .magnitudes_##suffix = magnitudes_##suffix, .round_##suffix = round_##suffix,                        \
     .round_stochastic_##suffix = round_stochastic_##suffix, .levels_##suffix = levels_##suffix,          \
     .levels_backward_##suffix = levels_backward_##suffix, .lookup_##suffix = lookup_##suffix,      \
-    .codewords_##suffix = codewords_##suffix
+    .codewords_##suffix = codewords_##suffix, .shift_codes_##suffix = shift_codes_##suffix
 
 RN_TABLE(quantize) = {ENTRIES(f32), ENTRIES(f64)};

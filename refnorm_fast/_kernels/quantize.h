@@ -64,6 +64,10 @@ typedef struct {
                                     const T *values, int first, int last, const T *dy, T *da, double *sum);           \
     /* y = values[q], 0 where the mask (or NULL) is set. */                                                           \
     void (*lookup_##suffix)(const uint8_t *q, const uint8_t *mask, const T *values, T *y, size_t count);              \
+    /* Codes of 8 (`bytes`) or 16 bits of the entries begin .. end - 1: x / scale 2^shift, whose powers of 2 are those of    \
+     * the channels, rounded to the nearest or, with `random` numbers of entry `begin` on, at random. x is finite. */        \
+    void (*shift_codes_##suffix)(int bytes, const T *x, double scale, const double *powers, const double *random,      \
+                                 int highest, rn_layout layout, size_t begin, size_t end, void *y);                   \
     /* y[r, j] = scales[r] * (books[0, codes[r, j, 0]] + books[1, codes[r, j, 1]] + ...), `width` entries each. Codes  \
      * have 1, 2, 4 or 8 bytes, signed or not. 1 if one is not within 0 .. words - 1. */                              \
     int (*codewords_##suffix)(const void *codes, int code_bytes, const T *books, const T *scales, size_t rows,        \

@@ -317,7 +317,7 @@ static int N(affine)(int target, int rounding, const T *x, const T *scale, const
                      rn_layout layout, void *y, T *slope) {
     size_t total = N(total)(layout), item = target == RN_TO_BYTES ? 1 : target == RN_TO_INT32 ? 4 : sizeof(T);
     int stream = total * (sizeof(T) + item) > rn_cache_bytes() && (const void *)y != (const void *)x;
-    int threads = rn_threads(total / 64 + 1, (WIDE ? 0.4 : 0.15) * (double)total), wrong = 0;
+    int threads = rn_threads(total / 64 + 1, (WIDE ? 0.16 : 0.065) * (double)total), wrong = 0;
     RN_PARALLEL(threads) {
         SHARE_ENTRIES(total, first, last);
         VT not_finite = {0};
@@ -399,7 +399,7 @@ static int N(backward_columns)(const T *slope, const T *dy, T *dx, rn_layout lay
     size_t channels = layout.channels, groups = N(groups_of_rows)(layout);
     double *sums = rn_scratch(1, 2 * groups * channels * sizeof(double));
     if (sums == NULL) return -1;
-    int threads = rn_threads(groups, 0.5 * (double)N(total)(layout));
+    int threads = rn_threads(groups, (WIDE ? 0.7 : 0.25) * (double)N(total)(layout));
     RN_PARALLEL(threads) {
         RN_SHARE(groups, first_group, last_group);
         for (size_t group = first_group; group < last_group; group++) {
@@ -430,7 +430,7 @@ static int N(affine_backward)(const T *slope, const T *dy, T *dx, rn_layout layo
     size_t segments = layout.outer * layout.channels, blocks = (layout.inner + BLOCK - 1) / BLOCK;
     double *sums = rn_scratch(1, 2 * segments * blocks * sizeof(double));
     if (sums == NULL) return -1;
-    int threads = rn_threads(segments * blocks, 0.25 * (double)N(total)(layout));
+    int threads = rn_threads(segments * blocks, (WIDE ? 0.35 : 0.14) * (double)N(total)(layout));
     RN_PARALLEL(threads) {
         RN_SHARE(segments * blocks, first, last);
         for (size_t block = first; block < last; block++) {
@@ -519,7 +519,7 @@ static void N(points_piece)(int type, const void *q, const T *scale, const T *of
 static void N(affine_points)(int type, const void *q, const T *scale, const T *offset, rn_layout layout, T *y) {
     size_t total = N(total)(layout);
     int stream = total * sizeof(T) > rn_cache_bytes() / 2;
-    int threads = rn_threads(total / 64 + 1, 0.15 * (double)total);
+    int threads = rn_threads(total / 64 + 1, (WIDE ? 0.085 : 0.04) * (double)total);
     RN_PARALLEL(threads) {
         SHARE_ENTRIES(total, first, last);
         for (size_t at = first; at < last;) {
@@ -574,7 +574,7 @@ static void N(extremes_of_columns)(const T *x, size_t length, T *low, T *high, V
 
 static int N(extremes)(const T *x, rn_layout layout, T *low, T *high) {
     size_t total = N(total)(layout), channels = layout.channels;
-    int threads = rn_threads(total / 64 + 1, 0.1 * (double)total), wrong = 0;
+    int threads = rn_threads(total / 64 + 1, (WIDE ? 0.11 : 0.06) * (double)total), wrong = 0;
     T *ends = rn_scratch(1, (size_t)threads * 2 * channels * sizeof(T));
     if (ends == NULL) return -1;
     memset(ends, 0, (size_t)threads * 2 * channels * sizeof(T));
@@ -727,7 +727,7 @@ RN_INLINE void N(round_range)(const T *x, T *y, size_t first, size_t last, int F
 
 static void N(round)(int format, const T *x, T *y, size_t count) {
     int stream = count * sizeof(T) > rn_cache_bytes() / 2 && x != y;
-    int threads = rn_threads(count / 64 + 1, 0.1 * (double)count);
+    int threads = rn_threads(count / 64 + 1, (WIDE ? 0.26 : 0.065) * (double)count);
     RN_PARALLEL(threads) {
         SHARE_ENTRIES(count, first, last);
         if (format == RN_FLOAT16)
@@ -872,7 +872,7 @@ RN_INLINE void N(deliver_levels)(const rn_search *search, const int32_t *level, 
 
 static int N(levels)(rn_search search, const T *a, T divisor, T addend, size_t count, const T *values, T *y, uint8_t *q,
                      uint8_t *mask) {
-    int threads = rn_threads(count / 64 + 1, 0.4 * (double)count), wrong = 0;
+    int threads = rn_threads(count / 64 + 1, (WIDE ? 0.9 : 0.4) * (double)count), wrong = 0;
     RN_PARALLEL(threads) {
         SHARE_ENTRIES(count, first, last);
         VT not_finite = {0}, least = {0};
@@ -957,6 +957,69 @@ static void N(lookup)(const uint8_t *q, const uint8_t *mask, const T *values, T 
             for (size_t i = first; i < last; i++) y[i] = mask[i] ? 0 : values[q[i]];
         else
             for (size_t i = first; i < last; i++) y[i] = values[q[i]];
+    }
+}
+
+/* ---- codes with a shift for each channel ------------------------------------------------------------------------- */
+
+/* clip(round(x / scale 2^shift)) or, with a random number from 0 to 1, the integer below that much more; all in float64,
+ * where numbers below 2^51 are rounded by addition. */
+RN_INLINE double N(shift_code)(T x, double scale, double power, double highest, double random, int RANDOM) {
+    double u = (double)x / scale * power;
+    if (RANDOM) u += random;
+    double whole = (u + 0x1.8p52) - 0x1.8p52;
+    if (RANDOM) whole = whole > u ? whole - 1 : whole;
+    whole = whole > highest ? highest : whole;
+    return whole < -highest ? -highest : whole;
+}
+
+RN_INLINE void N(shift_run)(const T *x, double scale, const double *powers, const double *random, double highest,
+                            size_t length, void *y, int BYTES, int RANDOM, int COLUMNS) {
+    int8_t *bytes = y;
+    int16_t *words = y;
+    for (size_t i = 0; i < length; i++) {
+        double code = N(shift_code)(x[i], scale, powers[COLUMNS ? i : 0], highest, RANDOM ? random[i] : 0, RANDOM);
+        if (BYTES)
+            bytes[i] = (int8_t)(int32_t)code;
+        else
+            words[i] = (int16_t)(int32_t)code;
+    }
+}
+
+static void N(shift_piece)(int bytes, const T *x, double scale, const double *powers, const double *random, double highest,
+                           size_t length, void *y, int columns) {
+#define RUN(BYTES, RANDOM, COLUMNS) N(shift_run)(x, scale, powers, random, highest, length, y, BYTES, RANDOM, COLUMNS)
+    if (bytes && random && columns)
+        RUN(1, 1, 1);
+    else if (bytes && random)
+        RUN(1, 1, 0);
+    else if (bytes && columns)
+        RUN(1, 0, 1);
+    else if (bytes)
+        RUN(1, 0, 0);
+    else if (random && columns)
+        RUN(0, 1, 1);
+    else if (random)
+        RUN(0, 1, 0);
+    else if (columns)
+        RUN(0, 0, 1);
+    else
+        RUN(0, 0, 0);
+#undef RUN
+}
+
+static void N(shift_codes)(int bytes, const T *x, double scale, const double *powers, const double *random, int highest,
+                           rn_layout layout, size_t begin, size_t end, void *y) {
+    size_t item = bytes ? 1 : 2;
+    int threads = rn_threads((end - begin) / 64 + 1, 0.6 * (double)(end - begin));
+    RN_PARALLEL(threads) {
+        SHARE_ENTRIES(end - begin, first, last);
+        for (size_t at = begin + first; at < begin + last;) {
+            N(piece) piece = N(piece_at)(layout, at, begin + last);
+            N(shift_piece)(bytes, x + at, scale, powers + piece.channel, random ? random + (at - begin) : NULL,
+                           (double)highest, piece.length, (char *)y + at * item, piece.columns);
+            at += piece.length;
+        }
     }
 }
 

@@ -46,6 +46,7 @@ from refnorm_fast.quantizers._quantize import (
     range_fake_quantize,
     range_fake_quantize_vjp,
 )
+from refnorm_fast.quantizers._shift import shift_linear, shift_linear_vjp, shift_matmul, shift_quantize
 
 __all__ = [
     "Int8Weight",
@@ -85,6 +86,10 @@ __all__ = [
     "rms_norm_quantize",
     "round_bfloat16",
     "round_float16",
+    "shift_linear",
+    "shift_linear_vjp",
+    "shift_matmul",
+    "shift_quantize",
     "stochastic_round",
     "sulq_decode",
     "sulq_encode",

@@ -178,23 +178,6 @@ cdef bint _run(Target target, int rounding, np.ndarray x, _Grid grid, np.ndarray
     return wrong == 0
 
 
-cdef bint _extremes(np.ndarray x, rn_layout layout, np.ndarray low, np.ndarray high) except -1:
-    """Whether all entries of the contiguous array `x` are finite; its channels' smallest and largest entries."""
-    cdef void *source = np.PyArray_DATA(x)
-    cdef void *least = np.PyArray_DATA(low)
-    cdef void *most = np.PyArray_DATA(high)
-    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
-    cdef int wrong
-    with nogil:
-        if single:
-            wrong = rn_quantize().extremes_f32(<float *> source, layout, <float *> least, <float *> most)
-        else:
-            wrong = rn_quantize().extremes_f64(<double *> source, layout, <double *> least, <double *> most)
-    if wrong < 0:
-        raise MemoryError
-    return wrong == 0
-
-
 cdef bint _all_finite(np.ndarray x) except -1:
     cdef rn_layout layout
     layout.outer = layout.channels = 1

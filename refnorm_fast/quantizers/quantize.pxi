@@ -34,14 +34,16 @@ cdef extern from "quantize.h":
         int (*levels_backward_f64)(rn_search, int, const double *, double, double, size_t, const double *, int, int, const double *, double *, double *) noexcept nogil
         void (*lookup_f32)(const uint8_t *, const uint8_t *, const float *, float *, size_t) noexcept nogil
         void (*lookup_f64)(const uint8_t *, const uint8_t *, const double *, double *, size_t) noexcept nogil
+        void (*shift_codes_f32)(int, const float *, double, const double *, const double *, int, rn_layout, size_t, size_t, void *) noexcept nogil
+        void (*shift_codes_f64)(int, const double *, double, const double *, const double *, int, rn_layout, size_t, size_t, void *) noexcept nogil
         int (*codewords_f32)(const void *, int, const float *, const float *, size_t, size_t, size_t, size_t, size_t, float *) noexcept nogil
         int (*codewords_f64)(const void *, int, const double *, const double *, size_t, size_t, size_t, size_t, size_t, double *) noexcept nogil
     const rn_quantize_table *rn_quantize() noexcept nogil
 
 
 cdef inline np.ndarray _plain(array):
-    """`array` itself if it is contiguous and aligned, or a copy that is; a NumPy number as an array without axes."""
-    cdef np.ndarray given = numpy.asarray(array)
+    """`array` itself if it is contiguous and aligned, or a copy that is; NumPy returns a scalar for many a 0-d array."""
+    cdef np.ndarray given = <np.ndarray> (array if isinstance(array, np.ndarray) else numpy.asarray(array))
     if np.PyArray_IS_C_CONTIGUOUS(given) and np.PyArray_ISBEHAVED_RO(given):
         return given
     return numpy.array(given, order="C")
@@ -78,3 +80,20 @@ cdef np.ndarray _cotangent(dy, np.ndarray like):
     if not _same_shape(<np.ndarray> given, like):
         given = numpy.broadcast_to(given, (<object> like).shape)
     return _plain(given)
+
+
+cdef inline bint _extremes(np.ndarray x, rn_layout layout, np.ndarray low, np.ndarray high) except -1:
+    """Whether all entries of the contiguous array `x` are finite; its channels' smallest and largest entries."""
+    cdef void *source = np.PyArray_DATA(x)
+    cdef void *least = np.PyArray_DATA(low)
+    cdef void *most = np.PyArray_DATA(high)
+    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    cdef int wrong
+    with nogil:
+        if single:
+            wrong = rn_quantize().extremes_f32(<float *> source, layout, <float *> least, <float *> most)
+        else:
+            wrong = rn_quantize().extremes_f64(<double *> source, layout, <double *> least, <double *> most)
+    if wrong < 0:
+        raise MemoryError
+    return wrong == 0

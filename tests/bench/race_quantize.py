@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+LAYERS = ((16, 256, 256), (512, 1024, 1024))
+"""Examples, inputs and outputs of a linear layer."""
 SHAPES = ((16, 64), (256, 1024), (2048, 2048), (4096, 8192))
 OURS, OURS_OUT = "refnorm_fast", "refnorm_fast out="
 SCALE = 0.0137
@@ -35,6 +37,9 @@ def races() -> Iterator[dict]:
             yield log2(a)
             yield log_sqrt2(a)
             yield sulq(a)
+            yield shift_codes(x)
+    for layer in LAYERS:
+        yield shift_layer(*layer)
 
 
 def race(method: str, name: str, x: np.ndarray, byte_count: int, candidates: dict[str, Callable], exact, ours=OURS_OUT):
@@ -291,3 +296,70 @@ def sulq(a: np.ndarray) -> dict:
         "numpy": lambda: reference.sulq_encode(a, params),
     }
     return race("quantizers/shift_uniform_log2", "sulq_encode", a, 5, candidates, candidates["numpy"], OURS)
+
+
+def shift_codes(x: np.ndarray) -> dict:
+    import torch
+
+    import refnorm.quantizers as reference
+    import refnorm_fast.quantizers as fast
+
+    tensor = torch.from_numpy(x)
+
+    def composed():
+        ranges = tensor.abs().amax(0, keepdim=True)
+        top = ranges.amax()
+        shift = torch.log2(top / ranges).floor_().clamp_(0, 3)
+        u = (tensor / (top / 7)) * torch.exp2(shift)
+        return u.round_().clamp_(-7, 7).to(torch.int8)
+
+    candidates = {
+        OURS: lambda: fast.shift_quantize(x, rounding="nearest").q,
+        "torch": composed,
+        "numpy": lambda: reference.shift_quantize(x, rounding="nearest").q,
+    }
+    return race("quantizers/shift_quant", "shift_quantize", x, 5, candidates, candidates["numpy"], OURS)
+
+
+def shift_layer(examples: int, inputs: int, outputs: int) -> dict:
+    """Forward and backward; PyTorch has the layer in float32 only, which is exact for these codes."""
+    import torch
+
+    import refnorm.quantizers as reference
+    import refnorm_fast.quantizers as fast
+
+    rng = np.random.default_rng(0)
+    x, weight, dy = (
+        rng.standard_normal(shape, dtype=np.float32)
+        for shape in ((examples, inputs), (inputs, outputs), (examples, outputs))
+    )
+    tensors = [torch.from_numpy(a) for a in (x, weight, dy)]
+
+    def codes(tensor, rounded: bool):
+        scale = tensor.abs().amax() / 7
+        u = tensor / scale
+        return (u.round_() if rounded else u.add_(torch.rand_like(u)).floor_()).clamp_(-7, 7).mul_(scale)
+
+    def composed():
+        a, b = codes(tensors[0], True), codes(tensors[1], True)
+        g = codes(tensors[2], False)
+        return a @ b, g @ b.T, a.T @ g
+
+    def call(side):
+        y, pullback = side.shift_linear_vjp(x, weight, rng=np.random.default_rng(1))
+        return y, *pullback(dy)
+
+    candidates = {OURS: lambda: call(fast), "torch, one scale": composed, "numpy": lambda: call(reference)}
+    return {
+        "method": "quantizers/shift_quant",
+        "name": "shift_linear_vjp and its pullback",
+        "shape": f"{examples}x{inputs}x{outputs}",
+        "candidates": candidates,
+        "ours": OURS,
+        "ops": 6 * examples * inputs * outputs,
+        "check": lambda: {
+            label: float(max(np.abs(a - b).max() for a, b in zip(call(side), call(reference), strict=True)))
+            for label, side in ((OURS, fast), ("numpy", reference))
+        },
+        "check_unit": "largest difference",
+    }
