@@ -865,7 +865,7 @@ static int N(norm)(int kind, const T *x, const T *gain, const T *bias, T *y, rn_
                    double factor, rn_channel *channels) {
     N(job) job = {.kind = kind,
                   .write = FORWARD,
-                  .first = {kind == RN_SQUARE_NORM ? SQUARES : MOMENTS, y == NULL, GUESSED},
+                  .first = {kind == RN_SQUARE_NORM ? SQUARES : MOMENTS, y == NULL && kind != RN_SQUARE_NORM, GUESSED},
                   .x = x,
                   .gain = gain,
                   .bias = bias,
