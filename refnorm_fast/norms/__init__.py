@@ -41,11 +41,23 @@ from refnorm_fast.norms._core import (
     rms_norm,
     rms_norm_vjp,
 )
+from refnorm_fast.norms._planes import (
+    batch_channel_norm,
+    batch_channel_norm_estimated,
+    batch_channel_norm_estimated_vjp,
+    batch_channel_norm_vjp,
+    unmix_norm,
+    unmix_norm_vjp,
+)
 
 __all__ = [
     "add_layer_norm",
     "alpha_batch_norm",
     "alpha_batch_norm_vjp",
+    "batch_channel_norm",
+    "batch_channel_norm_estimated",
+    "batch_channel_norm_estimated_vjp",
+    "batch_channel_norm_vjp",
     "batch_norm",
     "batch_norm_eval",
     "batch_norm_eval_vjp",
@@ -80,4 +92,6 @@ __all__ = [
     "rms_norm_vjp",
     "unified_norm",
     "unified_norm_vjp",
+    "unmix_norm",
+    "unmix_norm_vjp",
 ]
