@@ -31,7 +31,8 @@ typedef struct {
 } rn_channel_line;
 
 #define RN_CHANNEL_NORM_FUNCTIONS(T, suffix)                                                                          \
-    /* y = gain * c * inverse + bias, and the statistics. y: NULL for these alone, in float64 sums. gain, bias: NULL for 1 and 0. */   \
+    /* y = gain * c * inverse + bias, and the statistics. gain, bias: NULL for 1 and 0. y: NULL for the statistics alone, \
+     * of batch and L1 in float64 sums. */                                                                            \
     int (*norm_##suffix)(int kind, const T *x, const T *gain, const T *bias, T *y, rn_channel_shape shape, double eps, \
                          double factor, rn_channel *channels);                                                        \
     /* The pullback of norm; the statistics depend on x unless given. sums: for every channel sum(dy) and sum(dy c). */ \

@@ -865,7 +865,8 @@ static int N(norm)(int kind, const T *x, const T *gain, const T *bias, T *y, rn_
                    double factor, rn_channel *channels) {
     N(job) job = {.kind = kind,
                   .write = FORWARD,
-                  .first = {kind == RN_SQUARE_NORM ? SQUARES : MOMENTS, y == NULL, GUESSED},
+                  .first = {kind == RN_SQUARE_NORM ? SQUARES : MOMENTS,
+                            y == NULL && (kind == RN_BATCH_NORM || kind == RN_L1_NORM), GUESSED},
                   .x = x,
                   .gain = gain,
                   .bias = bias,

@@ -58,6 +58,14 @@ from refnorm_fast.norms._group import (
     weight_standardize,
     weight_standardize_vjp,
 )
+from refnorm_fast.norms._planes import (
+    batch_channel_norm,
+    batch_channel_norm_estimated,
+    batch_channel_norm_estimated_vjp,
+    batch_channel_norm_vjp,
+    unmix_norm,
+    unmix_norm_vjp,
+)
 
 __all__ = [
     "add_layer_norm",
@@ -66,6 +74,10 @@ __all__ = [
     "add_rms_norm_vjp",
     "alpha_batch_norm",
     "alpha_batch_norm_vjp",
+    "batch_channel_norm",
+    "batch_channel_norm_estimated",
+    "batch_channel_norm_estimated_vjp",
+    "batch_channel_norm_vjp",
     "batch_norm",
     "batch_norm_eval",
     "batch_norm_eval_vjp",
@@ -108,6 +120,8 @@ __all__ = [
     "standardize_groups_vjp",
     "unified_norm",
     "unified_norm_vjp",
+    "unmix_norm",
+    "unmix_norm_vjp",
     "weight_norm",
     "weight_norm_vjp",
     "weight_standardize",

@@ -27,6 +27,10 @@ def races() -> Iterator[dict]:
         yield ghost_race(Maps.random((256, *shape[1:]), 1) if shape[2] < 10 else Maps.random(shape, 1))
         yield l1_race(Maps.random(shape, 1))
     yield unified_race(Maps.random((16384, 512), 1))
+    yield unified_race(Maps.random((2048, 512), 1))
+    for shape in ((32, 64, 56, 56), (4, 256, 14, 14)):
+        yield from batch_channel_races(Maps.random(shape, 1))
+        yield unmix_race(Maps.random(shape, 1))
     for shape in CHANNELS_LAST:
         yield from batch_norm_races(Maps.random(shape, len(shape) - 1))
 
@@ -301,6 +305,76 @@ def unified_race(maps: Maps) -> dict:
     check = found["check"]
     found["check"] = lambda: {OURS: check()[OURS]}
     return found
+
+
+def batch_channel_races(maps: Maps) -> Iterator[dict]:
+    """Against PyTorch's two norms, one after the other, with the group's gain and bias spread over its channels."""
+    import torch
+
+    import refnorm_fast.norms as fast
+
+    functional, groups = torch.nn.functional, 32
+    x, dy, gain, bias = (maps.tensor(a) for a in (maps.x, maps.dy, maps.gain, maps.bias))
+    group_gain, group_bias = maps.mean[:groups], maps.var[:groups]
+    spread_gain, spread_bias = (
+        torch.from_numpy(np.repeat(a, len(maps.gain) // groups)) for a in (group_gain, group_bias)
+    )
+    arguments, out = (maps.x, maps.gain, maps.bias, group_gain, group_bias), np.empty_like(maps.x)
+
+    def composed(x=x):
+        middle = functional.batch_norm(x, None, None, gain, bias, True, 0.1, EPS)
+        return functional.group_norm(middle, groups, spread_gain, spread_bias, EPS)
+
+    def exact():
+        wide = tuple(a.astype(np.float64) for a in arguments)
+        return maps.checked(reference_norms().batch_channel_norm(*wide))
+
+    method = "norms/batch_channel_norm"
+    forward = {
+        OURS: lambda: fast.batch_channel_norm(*arguments),
+        OURS_OUT: lambda: fast.batch_channel_norm(*arguments, out=out),
+        "torch, two norms": composed,
+    }
+    yield race(method, "batch_channel_norm", maps, forward, exact, reads(maps, 1) + 1, OURS_OUT)
+    _, pullback = fast.batch_channel_norm_vjp(*arguments)
+    leaf = x.clone().requires_grad_()
+    graph = composed(leaf)
+
+    def exact_backward():
+        wide = tuple(a.astype(np.float64) for a in arguments)
+        return maps.checked(reference_norms().batch_channel_norm_vjp(*wide)[1](maps.dy.astype(np.float64))[0])
+
+    backward = {
+        OURS: lambda: pullback(maps.dy)[0],
+        "torch, two norms": lambda: torch.autograd.grad(graph, leaf, dy, retain_graph=True)[0],
+    }
+    yield race(method, "batch_channel_norm backward", maps, backward, exact_backward, 2 * reads(maps, 2) + 1, OURS)
+
+
+def unmix_race(maps: Maps) -> dict:
+    """Against the reference: PyTorch has no such layer."""
+    import refnorm_fast.norms as fast
+    from refnorm.norms import UnMixState, unmix_init
+
+    state = unmix_init(maps.mean, maps.var, np.random.default_rng(0))
+    arguments = (maps.x, maps.gain, maps.bias, state)
+
+    def exact():
+        wide_state = UnMixState(state.means.astype(np.float64), state.variances.astype(np.float64))
+        wide = tuple(a.astype(np.float64) for a in arguments[:3])
+        return maps.checked(reference_norms().unmix_norm(*wide, wide_state, rate=0.1)[0])
+
+    candidates = {
+        OURS: lambda: fast.unmix_norm(*arguments, rate=0.1)[0],
+        "NumPy reference": lambda: reference_norms().unmix_norm(*arguments, rate=0.1)[0],
+    }
+    return race("norms/unmix_test_time_norm", "unmix_norm", maps, candidates, exact, reads(maps, 1) + 1, OURS)
+
+
+def reference_norms():
+    import refnorm.norms
+
+    return refnorm.norms
 
 
 def onnx_batch_norm(maps: Maps) -> Callable:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import refnorm.norms as reference
 import refnorm_fast.norms as fast
-from refnorm_fast.norms import _channel
+from refnorm_fast.norms import _channel, _planes
 from tests.fast import support
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
@@ -103,6 +103,29 @@ def fitting_groups(**options: Any) -> Callable[[AnyArray, AnyArray], Arguments]:
     )
 
 
+def of_groups(estimated: bool, **options: Any) -> Callable[[AnyArray, AnyArray], Arguments]:
+    """Batch norm, then group norm, in two groups where they divide the channels."""
+
+    def arguments(x: AnyArray, per_channel: AnyArray) -> Arguments:
+        groups = 2 if x.shape[1] % 2 == 0 else 1
+        state = (reference.BatchChannelState(per_channel[2], per_channel[3]),) if estimated else ()
+        pairs = (per_channel[0], per_channel[1], per_channel[2, :groups], per_channel[3, :groups])
+        return (x, *pairs, *state), {"groups": groups, **options}
+
+    return arguments
+
+
+def of_components(**options: Any) -> Callable[[AnyArray, AnyArray], Arguments]:
+    """A mixture of three components."""
+
+    def arguments(x: AnyArray, per_channel: AnyArray) -> Arguments:
+        means = np.stack([per_channel[2], -per_channel[2], per_channel[1]])
+        state = reference.UnMixState(means, np.stack([per_channel[3]] * 3))
+        return (x if x.ndim > 2 else x[..., None], *per_channel[:2], state), {"rate": 0.2, **options}
+
+    return arguments
+
+
 # Arrays of one number a channel: 0 gain, 1 bias, 2 mean, 3 variance or deviation.
 CASES: dict[str, Callable[[AnyArray, AnyArray], Arguments]] = {
     "batch_statistics": with_axes(),
@@ -135,6 +158,11 @@ CASES: dict[str, Callable[[AnyArray, AnyArray], Arguments]] = {
     "unified_norm": of_tokens("unified_norm"),
     "unified_norm after warmup": of_tokens("unified_norm", warmup=2, moved=6),
     "unified_norm in use": of_tokens("unified_norm", training=False),
+    "batch_channel_norm": of_groups(False),
+    "batch_channel_norm_estimated": of_groups(True, rate=0.3),
+    "batch_channel_norm_estimated in use": of_groups(True, training=False),
+    "unmix_norm": of_components(),
+    "unmix_norm between": of_components(between=True, temperature=0.5),
     "evonorm_s0": fitting_groups(),
     "evonorm_s0 one group": of_maps("evonorm_s0", groups=1),
     "evonorm_s0 linear": fitting_groups(nonlinearity=False),
@@ -167,8 +195,8 @@ def check_equal(found: Any, expected: Any, message: str) -> None:
         np.testing.assert_array_equal(one, other, err_msg=message)
 
 
-def check_close(found: Any, expected: Any, dtype: Any, units: float, message: str) -> None:
-    """Every array within ``units`` roundings of its largest entry."""
+def check_close(found: Any, expected: Any, dtype: Any, units: float, message: str, terms: float = 1) -> None:
+    """Every array within ``units`` roundings of its largest entry, or of ``terms`` random terms that a channel's sum has."""
     for one, other in zip(leaves(found), leaves(expected), strict=True):
         if other is None:
             assert one is None
@@ -177,7 +205,9 @@ def check_close(found: Any, expected: Any, dtype: Any, units: float, message: st
         assert one.shape == other.shape, message
         if other.dtype.kind == "f" and other.ndim:
             assert one.dtype == dtype, message
-        bound = max(1.0, float(np.abs(other[np.isfinite(other)]).max(initial=0)))
+        bound = max(
+            1.0, float(np.abs(other[np.isfinite(other)]).max(initial=0)), np.sqrt(terms) if other.ndim == 1 else 0
+        )
         np.testing.assert_allclose(one, other, rtol=0, atol=units * EPS[np.dtype(dtype)] * bound, err_msg=message)
 
 
@@ -208,16 +238,21 @@ def compare(case: str, x: AnyArray, rng: np.random.Generator, message: str = "",
     check_close(value, expected, x.dtype, units, message)
     dy = cotangent_of(value, rng)
     gradient = pullback(dy)
-    check_close(gradient, reference_pullback(wide_cotangent(dy)), x.dtype, 4 * units, message)
+    # what batch norm's bias owes is taken away again by the group's mean, but for roundings
+    terms = x[:, 0].size if name.startswith("batch_channel") else 1
+    check_close(gradient, reference_pullback(wide_cotangent(dy)), x.dtype, 4 * units, message, terms)
     check_equal(pullback(dy), gradient, message)
 
 
-OWN_LOOPS = ("batch_norm", "batch_norm given", "l1_batch_norm", "evonorm_b0_train", "evonorm_s0")
+MIXING = ("evonorm", "power", "unified", "batch_channel", "unmix")
+"""Functions whose channels are not apart, or not about a mean."""
+
+OWN_LOOPS = ("batch_norm", "evonorm_b0_train", "evonorm_s0")
 
 
 def tails(case: str) -> range:
     """All lengths for the cases that have a loop of their own, some for those that share it."""
-    return support.TAILS[1:] if case in OWN_LOOPS else support.TAILS[1::13]
+    return support.TAILS[1:] if case in OWN_LOOPS else support.TAILS[1::29]
 
 
 def guarded(shape: tuple[int, ...], dtype: type, rng: np.random.Generator) -> AnyArray:
@@ -243,30 +278,30 @@ def test_every_tail_of_a_run(case: str, dtype: type) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_every_tail_of_columns(case: str, dtype: type) -> None:
     rng = np.random.default_rng(0)
-    for channels in tails(case):
+    for channels in tails(case if case == "batch_norm" else ""):
         compare(case, guarded((9 + channels % 17, channels), dtype, rng), rng, f"channels {channels}")
 
 
 SHAPES = (
-    (2000, 3),
+    (1100, 3),
     (70, 300),
-    (3, 5, 70, 71),
+    (3, 5, 40, 41),
     (40, 6, 7, 7),
     (9, 4, 2, 2),
     (1, 3, 8, 8),
     (5, 1, 6),
     (4, 100, 33),
-    (2, 2, 9000),
+    (2, 2, 8300),
 )
 
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", support.DTYPES)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_shapes(case: str, shape: tuple[int, ...], dtype: type) -> None:
+def test_shapes(case: str, dtype: type) -> None:
     rng = np.random.default_rng(1)
-    compare(case, (rng.normal(size=shape) * 2 + 1).astype(dtype), rng, units=32)
+    for shape in SHAPES if case in OWN_LOOPS else SHAPES[::2]:
+        compare(case, (rng.normal(size=shape) * 2 + 1).astype(dtype), rng, str(shape), units=32)
 
 
 @pytest.mark.parametrize("dtype", support.DTYPES)
@@ -333,7 +368,7 @@ def test_entries_that_begin_far_from_the_mean_cost_no_digits(
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", support.DTYPES)
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith(("evonorm", "power", "unified"))])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith(MIXING)])
 @pytest.mark.parametrize("shape", [(40, 9), (6, 9, 35)], ids=str)
 def test_special_channels(case: str, shape: tuple[int, ...], dtype: type) -> None:
     rng = np.random.default_rng(0)
@@ -417,7 +452,7 @@ def test_out(shape: tuple[int, ...], dtype: type) -> None:
 
 @pytest.mark.parametrize("dtype", support.DTYPES)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("shape", [(900, 300), (2, 3, 60000), (40, 60, 99)], ids=str)
+@pytest.mark.parametrize("shape", [(500, 300), (2, 3, 40000), (30, 60, 99)], ids=str)
 def test_same_bits_for_any_number_of_threads(case: str, shape: tuple[int, ...], dtype: type) -> None:
     rng = np.random.default_rng(0)
     x, per_channel = rng.normal(size=shape).astype(dtype), rng.uniform(0.5, 2, size=(4, shape[1])).astype(dtype)
@@ -484,6 +519,39 @@ def test_equals_the_reference(shape: list[int], seed: int, case: str, isa: str, 
         compare(case, x, rng, units=16 * max(1, offset))
 
 
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith(("batch_channel", "unmix"))])
+def test_special_planes(case: str, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 4, 6, 7)).astype(dtype)
+    x[0, 0, 1, 2], x[1, 2, 3, 4], x[2, 1], x[3, 3] = np.nan, np.inf, 7, 0
+    per_channel = rng.uniform(0.5, 2, size=(4, 4)).astype(dtype)
+    per_channel[0, 3] = 0
+    name, (arguments, options) = case.split()[0], CASES[case](x, per_channel)
+    found, pullback = getattr(fast, name + "_vjp")(*arguments, **options)
+    wide = [widen(argument) for argument in arguments]
+    expected, reference_pullback = getattr(reference, name + "_vjp")(*wide, **options)
+    dy = cotangent_of(found, rng)
+    pairs = [(found, expected), (pullback(dy), reference_pullback(wide_cotangent(dy)))]
+    for ours, theirs in pairs:
+        for one, other in zip(leaves(ours), leaves(theirs), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 4, 5, 8), (2, 2, 4000)], ids=str)
+def test_batch_channel_norm_out(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    gain, bias = rng.normal(size=(2, shape[1])).astype(np.float32)
+    group_gain, group_bias = rng.normal(size=(2, 2)).astype(np.float32)
+
+    def function(x: AnyArray, **out: Any) -> AnyArray:
+        return fast.batch_channel_norm(x, gain, bias, group_gain, group_bias, groups=2, **out)
+
+    x = rng.normal(size=shape).astype(np.float32)
+    support.check_out(function, x)
+    support.check_out_errors(function, x)
+
+
 def test_empty() -> None:
     for dtype in support.DTYPES:
         none, two = np.ones(0, dtype), np.ones(2, dtype)
@@ -498,7 +566,7 @@ def test_empty() -> None:
 
 
 ONE, TWO = np.ones(3), np.ones((2, 3))
-MAPS = np.ones((2, 3, 2, 2))
+MAPS, PLANES = np.ones((2, 3, 2, 2)), np.ones((2, 3, 40))
 STATE = reference.BatchNormState(ONE, ONE)
 ERRORS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("batch_statistics", (TWO.astype(int),), {}),
@@ -545,6 +613,23 @@ ERRORS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("power_norm_v", (np.ones((0, 3)), ONE, ONE), {}),
     ("power_norm_v", (TWO, ONE, ONE), {"mask": np.ones(2)}),
     ("unified_norm", (TWO, ONE, ONE, reference.UnifiedNormState.create(2)), {}),
+    ("batch_channel_norm", (PLANES, ONE, ONE, ONE, ONE), {"groups": 2}),
+    ("batch_channel_norm", (PLANES, ONE, ONE, ONE[:2], ONE), {"groups": 3}),
+    ("batch_channel_norm", (PLANES, ONE, ONE, ONE, ONE), {"groups": 3, "eps": 0.0}),
+    ("batch_channel_norm", (PLANES[:0], ONE, ONE, ONE, ONE), {"groups": 3}),
+    ("batch_channel_norm_estimated", (PLANES, *[ONE] * 4, reference.BatchChannelState.create(2)), {"groups": 3}),
+    ("batch_channel_norm_estimated", (PLANES, *[ONE] * 4, reference.BatchChannelState(ONE, -ONE)), {"groups": 3}),
+    (
+        "batch_channel_norm_estimated",
+        (PLANES, *[ONE] * 4, reference.BatchChannelState(ONE, ONE)),
+        {"groups": 3, "rate": 2.0},
+    ),
+    ("unmix_norm", (PLANES, ONE, ONE[:2], reference.UnMixState(TWO, TWO)), {"rate": 0.1}),
+    ("unmix_norm", (PLANES, ONE, ONE, reference.UnMixState(TWO, -TWO)), {"rate": 0.1}),
+    ("unmix_norm", (PLANES, ONE, ONE, reference.UnMixState(TWO, TWO)), {"rate": 1.1}),
+    ("unmix_norm", (PLANES, ONE, ONE, reference.UnMixState(TWO, TWO)), {"rate": 0.1, "temperature": 0.0}),
+    ("unmix_norm", (PLANES, ONE, ONE, reference.UnMixState(TWO, TWO)), {"rate": 0.1, "eps": 0.0}),
+    ("unmix_norm", (TWO, ONE, ONE, reference.UnMixState(TWO, TWO)), {"rate": 0.1}),
     ("unified_norm", (TWO, ONE, ONE, reference.UnifiedNormState.create(3)), {"momentum": 1.0}),
     ("unified_norm", (TWO, ONE, ONE, reference.UnifiedNormState.create(3)), {"warmup": 1.0}),
     ("evonorm_s0", (TWO, ONE, ONE, ONE), {}),
@@ -590,7 +675,8 @@ def test_signatures_are_the_references(name: str) -> None:
         ]
 
 
-def test_examples() -> None:
-    outcome = doctest.testmod(_channel, extraglobs={"np": np})
+@pytest.mark.parametrize("module", [_channel, _planes])
+def test_examples(module: Any) -> None:
+    outcome = doctest.testmod(module, extraglobs={"np": np})
     assert outcome.failed == 0
     assert outcome.attempted > 8
