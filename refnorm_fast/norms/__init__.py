@@ -26,6 +26,7 @@ from refnorm_fast.norms._group import (
     weight_standardize,
     weight_standardize_vjp,
 )
+from refnorm_fast.norms._maps import spade, spade_modulate, spade_modulate_vjp, spade_vjp
 
 __all__ = [
     "add_layer_norm",
@@ -44,6 +45,10 @@ __all__ = [
     "layer_norm_vjp",
     "rms_norm",
     "rms_norm_vjp",
+    "spade",
+    "spade_modulate",
+    "spade_modulate_vjp",
+    "spade_vjp",
     "standardize_groups",
     "standardize_groups_vjp",
     "weight_norm",
