@@ -14,6 +14,7 @@
 #define WIDE 0
 #include "norm_body.h"
 #include "norm_backward_body.h"
+#include "norm_modulate_body.h"
 #undef T
 #undef VT
 #undef LANES
@@ -29,12 +30,15 @@
 #define WIDE 1
 #include "norm_body.h"
 #include "norm_backward_body.h"
+#include "norm_modulate_body.h"
 
 #include "norm_codes.h"
 
 #define FUNCTIONS(suffix)                                                                  \
     .norm_##suffix = norm_##suffix, .norm_backward_##suffix = norm_backward_##suffix,       \
     .add_norm_##suffix = add_norm_##suffix,                                                 \
-    .group_norm_##suffix = group_norm_##suffix, .group_norm_backward_##suffix = group_norm_backward_##suffix
+    .group_norm_##suffix = group_norm_##suffix, .group_norm_backward_##suffix = group_norm_backward_##suffix,  \
+    .modulate_##suffix = modulate_##suffix, .modulate_backward_##suffix = modulate_backward_##suffix,                      \
+    .norm_modulate_##suffix = norm_modulate_##suffix
 
 RN_TABLE(norm) = {FUNCTIONS(f32), FUNCTIONS(f64), .norm_codes = norm_codes};

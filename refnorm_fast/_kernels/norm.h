@@ -41,7 +41,17 @@ typedef struct {
     int (*group_norm_##suffix)(const rn_groups *shape, const T *x, const T *gain, const T *bias, T *y,                \
                                double *centre, double *inv_std);                                                      \
     int (*group_norm_backward_##suffix)(const rn_groups *shape, const T *x, const T *gain, const T *dy, T *dx,        \
-                                        T *dgain, T *dbias, const double *centre, const double *inv_std);
+                                        T *dgain, T *dbias, const double *centre, const double *inv_std);              \
+    /* y = h (1 + gain) + bias with gain and bias of every entry; h = (x - centre) inv_std, or x where centre is NULL. \
+     * y may be x, gain or bias. */                                                                                   \
+    void (*modulate_##suffix)(const rn_groups *shape, const T *x, const T *gain, const T *bias, T *y,                 \
+                              const double *centre, const double *inv_std);                                           \
+    /* dh = dy (1 + gain) and dgain = dy h. */                                                                        \
+    void (*modulate_backward_##suffix)(const rn_groups *shape, const T *x, const T *gain, const T *dy, T *dh,         \
+                                       T *dgain, const double *centre, const double *inv_std);                        \
+    /* modulate with the statistics of x, which go to centre and inv_std. */                                          \
+    void (*norm_modulate_##suffix)(const rn_groups *shape, const T *x, const T *gain, const T *bias, T *y,            \
+                                   double *centre, double *inv_std);
 
 typedef struct {
     RN_NORM_FUNCTIONS(float, f32)

@@ -58,6 +58,7 @@ from refnorm_fast.norms._group import (
     weight_standardize,
     weight_standardize_vjp,
 )
+from refnorm_fast.norms._maps import spade, spade_modulate, spade_modulate_vjp, spade_vjp
 from refnorm_fast.norms._planes import (
     batch_channel_norm,
     batch_channel_norm_estimated,
@@ -116,6 +117,10 @@ __all__ = [
     "power_norm_v_vjp",
     "rms_norm",
     "rms_norm_vjp",
+    "spade",
+    "spade_modulate",
+    "spade_modulate_vjp",
+    "spade_vjp",
     "standardize_groups",
     "standardize_groups_vjp",
     "unified_norm",
