@@ -118,7 +118,7 @@ def sigmoid_attention_vjp(
     factor = query.dtype.type(scale)
     added = [
         score_bias(bias, allowed, shape, query),
-        None if attn_bias is None else _addend(attn_bias, "attn_bias", shape, query),
+        None if attn_bias is None else score_addend(attn_bias, "attn_bias", shape, query),
     ]
 
     # Views of heads inside a wider array have strides that NumPy's matrix product cannot hand to BLAS.
@@ -165,10 +165,11 @@ def score_bias(bias: Any, allowed: AnyArray | None, shape: tuple[int, ...], quer
         return sigmoid_bias(seen).astype(query.dtype)
     if isinstance(bias, (int, float, np.integer, np.floating)) and not isinstance(bias, bool):
         return np.asarray(bias, dtype=query.dtype)
-    return _addend(bias, "bias", shape, query)
+    return score_addend(bias, "bias", shape, query)
 
 
-def _addend(given: Any, name: str, shape: tuple[int, ...], query: AnyArray) -> AnyArray:
+def score_addend(given: Any, name: str, shape: tuple[int, ...], query: AnyArray) -> AnyArray:
+    """Return ``given`` as an array that can be added to scores of that shape, or raise."""
     array = _checks.float_array(given, name)
     _checks.same_dtype("query", query, **{name: array})
     try:
