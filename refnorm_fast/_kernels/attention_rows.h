@@ -195,8 +195,9 @@ static int TILE(attend_chunk)(const rn_attention_item *item, size_t chunk, size_
     REAL *packed_values = rn_scratch(1, (item->keys * width + 1) * sizeof(REAL));
     REAL *scores = rn_scratch(2, (group * (score_stride + width) + 1) * sizeof(REAL));
     if (packed_keys == NULL || packed_values == NULL || scores == NULL) return -1;
-    TILE(pack_transposed)(item->key, item->key_stride, item->keys, item->depth, item->scale * ATTENTION_UNIT, packed_keys);
-    TILE(pack)(item->value, item->value_stride, item->keys, item->keys, item->width, packed_values);
+    size_t reach = TILE(causal_keys)(item, last - 1);
+    TILE(pack_transposed)(item->key, item->key_stride, reach, item->depth, item->scale * ATTENTION_UNIT, packed_keys);
+    TILE(pack)(item->value, item->value_stride, reach, item->keys, item->width, packed_values);
     TILE(attend)(item, first, last, packed_keys, packed_values, scores, score_stride, group,
                  scores + group * score_stride);
     return 0;
@@ -207,24 +208,28 @@ static double TILE(cost)(size_t length, size_t keys, size_t depth, size_t width)
     return (double)length * (double)keys * ((double)(depth + width) / 6 + 4) / TILE(LANES);
 }
 
-/* Chunks a head is cut into, when there are too few heads for the threads. */
-static size_t TILE(chunks_of)(size_t items, size_t length, int threads) {
+/* Chunks a head is cut into, when there are too few heads for the threads: as many for each thread, and few, because each
+ * packs the keys and values again. With the causal rule chunks differ in cost, and smaller ones even that out. */
+static size_t TILE(chunks_of)(size_t items, size_t length, int causal, int threads) {
     if (items >= 4 * (size_t)threads) return 1;
-    return (length + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    size_t rows = causal ? CHUNK_ROWS : 2 * CHUNK_ROWS, chunks = (length + rows - 1) / rows;
+    while (items * chunks % (size_t)threads != 0) chunks++;
+    return chunks;
 }
 
 static int TILE(items)(const rn_attention_item *items, size_t count) {
     if (count == 0) return 0;
     double cost = TILE(cost)(items->length, items->keys, items->depth, items->width);
     int threads = rn_threads(count * ((items->length + CHUNK_ROWS - 1) / CHUNK_ROWS), (double)count * cost);
-    size_t chunks = TILE(chunks_of)(count, items->length, threads), next = 0;
+    size_t chunks = TILE(chunks_of)(count, items->length, items->causal, threads), next = 0;
     int failed = 0;
     if (threads == 1) chunks = 1;
     RN_PARALLEL(threads) {
         for (;;) {
             size_t job = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
             if (job >= count * chunks) break;
-            if (TILE(attend_chunk)(items + job / chunks, job % chunks, chunks) != 0)
+            /* The last rows of a causal item see the most keys: first. */
+            if (TILE(attend_chunk)(items + job / chunks, chunks - 1 - job % chunks, chunks) != 0)
                 __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
         }
     }
@@ -242,7 +247,7 @@ static int TILE(packed)(const REAL *query, const REAL *key, const REAL *value, p
         cost += (double)heads * TILE(cost)(length, length, depth, depth);
     }
     int threads = rn_threads(sequences * heads * (longest / CHUNK_ROWS + 1), cost), failed = 0;
-    size_t chunks = threads == 1 ? 1 : TILE(chunks_of)(sequences * heads, longest, threads);
+    size_t chunks = threads == 1 ? 1 : TILE(chunks_of)(sequences * heads, longest, 0, threads);
     size_t jobs = sequences * heads * chunks;
     RN_PARALLEL(threads) {
         for (;;) {

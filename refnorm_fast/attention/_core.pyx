@@ -99,8 +99,7 @@ def scaled_dot_product_attention(query, key, value, *, mask=None, causal=False, 
     """
     query, key, value, mask, scale, lead = _checked(query, key, value, mask, scale)
     shape = (*lead, query.shape[query.ndim - 2], value.shape[value.ndim - 1])
-    if out is not None:
-        _check_out(out, numpy.broadcast_to(query.dtype.type(0), shape))
+    _check_result(out, shape, query.dtype)
     direct = _writes_directly(out, query, key, value, mask)
     result = out if direct else numpy.empty(shape, query.dtype)
     if result.size:
@@ -109,6 +108,19 @@ def scaled_dot_product_attention(query, key, value, *, mask=None, causal=False, 
         return result
     out[...] = result
     return out
+
+
+cdef _check_result(out, shape, dtype):
+    """Raise unless `out` is None or can take a result of that shape and dtype."""
+    if out is None or (type(out) is numpy.ndarray and out.dtype is dtype and out.shape == shape and out.flags.writeable):
+        return
+    _check_out(out, numpy.broadcast_to(dtype.type(0), shape))
+
+
+cdef _broadcast(array, lead):
+    """`array` with the leading axes `lead` before its last two."""
+    shape = array.shape
+    return array if shape[:len(shape) - 2] == lead else numpy.broadcast_to(array, (*lead, *shape[len(shape) - 2:]))
 
 
 cdef bint _writes_directly(out, query, key, value, mask, row_bias=None, pair_bias=None):
@@ -153,16 +165,20 @@ cdef _checked(query, key, value, mask, scale):
     """The arguments as arrays, the mask broadcast to all scores, the scale, and the common leading axes."""
     query, key, value = _float_array(query, "query"), _float_array(key, "key"), _float_array(value, "value")
     for name, array in (("query", query), ("key", key), ("value", value)):
-        _checks.float_array(array, name, min_ndim=2)
-    _checks.same_dtype("query", query, key=key, value=value)
+        if array.ndim < 2:
+            _checks.float_array(array, name, min_ndim=2)
+        if array.dtype is not query.dtype:
+            _checks.same_dtype("query", query, **{name: array})
     _checks.not_empty(query, "query", (query.ndim - 1,))
     _checks.shape(key, "key", (*key.shape[:key.ndim - 1], query.shape[query.ndim - 1]))
     _checks.shape(value, "value", (*value.shape[:value.ndim - 2], key.shape[key.ndim - 2], value.shape[value.ndim - 1]))
     leads = [array.shape[:array.ndim - 2] for array in (query, key, value)]
-    try:
-        lead = numpy.broadcast_shapes(*leads)
-    except ValueError:
-        _checks.fail("query, key, value", "leading axes that broadcast", " and ".join(map(str, leads)))
+    lead = leads[0]
+    if leads[1] != lead or leads[2] != lead:
+        try:
+            lead = numpy.broadcast_shapes(*leads)
+        except ValueError:
+            _checks.fail("query, key, value", "leading axes that broadcast", " and ".join(map(str, leads)))
     if scale is None:
         scale = 1 / math.sqrt(query.shape[query.ndim - 1])
     _checks.positive(scale, "scale")
@@ -190,12 +206,14 @@ cdef _fill(rn_attention_item *items, query, key, value, mask, bint causal, doubl
     """Describe every head: where its rows are and how far apart. The arrays must outlive the description."""
     cdef Py_ssize_t count = _product(lead), i, d
     cdef int ndim = len(lead)
-    cdef np.ndarray q = numpy.broadcast_to(query, (*lead, *query.shape[query.ndim - 2:]))
-    cdef np.ndarray k = numpy.broadcast_to(key, (*lead, *key.shape[key.ndim - 2:]))
-    cdef np.ndarray v = numpy.broadcast_to(value, (*lead, *value.shape[value.ndim - 2:]))
+    cdef np.ndarray q = _broadcast(query, lead)
+    cdef np.ndarray k = _broadcast(key, lead)
+    cdef np.ndarray v = _broadcast(value, lead)
     cdef np.ndarray y = result, allowed = mask
     cdef Py_ssize_t item = np.PyArray_ITEMSIZE(q), rest, index
     cdef np.ndarray rows = row_bias, pairs = pair_bias
+    # One number for all rows has no axes.
+    cdef np.npy_intp *row_strides = rows.strides if row_bias is not None and rows.ndim else NULL
     cdef char *places[7]
     cdef char *kept = NULL if statistics is None else <char *> np.PyArray_DATA(<np.ndarray> statistics)
     for i in range(count):
@@ -216,8 +234,8 @@ cdef _fill(rn_attention_item *items, query, key, value, mask, bint causal, doubl
             places[3] += index * y.strides[d]
             if mask is not None:
                 places[4] += index * allowed.strides[d]
-            if row_bias is not None:
-                places[5] += index * rows.strides[d]
+            if row_strides != NULL:
+                places[5] += index * row_strides[d]
             if pair_bias is not None:
                 places[6] += index * pairs.strides[d]
         items[i].query = places[0]
@@ -240,7 +258,7 @@ cdef _fill(rn_attention_item *items, query, key, value, mask, bint causal, doubl
         items[i].causal_shift = 0
         items[i].statistics = NULL if kept == NULL else kept + i * 2 * items[i].length * item
         items[i].row_bias = places[5]
-        items[i].row_bias_stride = rows.strides[ndim] // item if row_bias is not None else 0
+        items[i].row_bias_stride = 0 if row_strides == NULL else row_strides[ndim] // item
         items[i].pair_bias = places[6]
         items[i].pair_bias_row = pairs.strides[ndim] // item if pair_bias is not None else 0
         items[i].pair_bias_key = pairs.strides[ndim + 1] // item if pair_bias is not None else 0
@@ -337,8 +355,7 @@ def sigmoid_attention(query, key, value, *, bias="-log_n", attn_bias=None, mask=
     query, key, value, mask, scale, lead = _checked(query, key, value, mask, scale)
     rows, pairs = _score_biases(bias, attn_bias, mask, causal, query, key, lead)
     shape = (*lead, query.shape[query.ndim - 2], value.shape[value.ndim - 1])
-    if out is not None:
-        _check_out(out, numpy.broadcast_to(query.dtype.type(0), shape))
+    _check_result(out, shape, query.dtype)
     direct = _writes_directly(out, query, key, value, mask, rows, pairs)
     result = out if direct else numpy.empty(shape, query.dtype)
     if result.size:
@@ -402,10 +419,13 @@ cdef _kept(array, bias, attn_bias):
 
 
 cdef _score_biases(bias, attn_bias, mask, causal, query, key, lead):
-    """What is added to the scores: an array (*lead, L) and, if anything differs between keys, one (*lead, L, S)."""
+    """What is added to the scores: one number or an array (*lead, L) and, if anything differs between keys, one
+    (*lead, L, S)."""
     cdef Py_ssize_t length = query.shape[query.ndim - 2], keys = key.shape[key.ndim - 2]
     _checks.not_empty(key, "key", (key.ndim - 2,))
     shape = (*lead, length, keys)
+    if attn_bias is None and isinstance(bias, str) and bias == "-log_n":
+        return numpy.array(-math.log(keys), query.dtype), None
     if isinstance(bias, str) and bias == "per_row" and mask is None and causal:
         added = sigmoid_bias(numpy.arange(1, length + 1).clip(max=keys)[:, None]).astype(query.dtype)
     else:
@@ -415,9 +435,9 @@ cdef _score_biases(bias, attn_bias, mask, causal, query, key, lead):
     if not _same_for_all_keys(added.shape):
         pairs = added if pairs is None else added + pairs
         added = numpy.zeros((), query.dtype)
+    rows = _in_order(numpy.asarray(added[..., 0] if added.ndim else added))
     if added.ndim:
-        added = added[..., 0]
-    rows = numpy.broadcast_to(_in_order(numpy.asarray(added)), (*lead, length))
+        rows = numpy.broadcast_to(rows, (*lead, length))
     return rows, None if pairs is None else numpy.broadcast_to(_in_order(pairs), shape)
 
 
