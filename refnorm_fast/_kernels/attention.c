@@ -23,7 +23,7 @@ RN_INLINE vf32 exp2_f32(vf32 y) {
     return p * vf32_pow2(n);
 }
 
-/* 1 / x for 1 <= x <= 2^125 within 2 units in the last place, cheaper than a division. */
+/* 1 / x for 1 <= x <= 2^125 within 2 units in the last place: an estimate and one step of Newton's iteration. */
 RN_INLINE vf32 inverse_f32(vf32 x) {
 #if VEC_AVX512
     vf32 near = (vf32)_mm512_rcp14_ps((__m512)x);
