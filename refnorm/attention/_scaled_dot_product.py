@@ -99,18 +99,9 @@ def scaled_dot_product_attention_vjp(
 
     Parameters, errors and references are those of :func:`scaled_dot_product_attention`.
     """
-    query = _checks.float_array(query, "query", min_ndim=2)
-    key, value = _checks.float_array(key, "key", min_ndim=2), _checks.float_array(value, "value", min_ndim=2)
-    _checks.same_dtype("query", query, key=key, value=value)
-    _checks.not_empty(query, "query", (query.ndim - 1,))
-    _checks.shape(key, "key", (*key.shape[:-1], query.shape[-1]))
-    _checks.shape(value, "value", (*value.shape[:-2], key.shape[-2], value.shape[-1]))
-    lead = _broadcast("query, key, value", query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    if scale is None:
-        scale = 1 / math.sqrt(query.shape[-1])
-    _checks.positive(scale, "scale")
+    query, key, value, lead, scale = checked_inputs(query, key, value, scale)
     factor = query.dtype.type(scale)
-    allowed = _allowed(mask, causal, (*lead, query.shape[-2], key.shape[-2]))
+    allowed = allowed_pairs(mask, causal, (*lead, query.shape[-2], key.shape[-2]))
 
     # Views of heads inside a wider array have strides that NumPy's matrix product cannot hand to BLAS.
     query, key, value = (np.ascontiguousarray(array) for array in (query, key, value))
@@ -151,7 +142,25 @@ def _masked_softmax(scores: Array[F], allowed: AnyArray | None) -> tuple[Array[F
     return np.where(allowed, weights, zero), masked_pullback
 
 
-def _allowed(mask: AnyArray | None, causal: bool, shape: tuple[int, ...]) -> AnyArray | None:
+def checked_inputs(
+    query: Array[F], key: Array[F], value: Array[F], scale: float | None
+) -> tuple[Array[F], Array[F], Array[F], tuple[int, ...], float]:
+    """Return attention's arguments as arrays, their common leading axes, and the scale."""
+    query = _checks.float_array(query, "query", min_ndim=2)
+    key, value = _checks.float_array(key, "key", min_ndim=2), _checks.float_array(value, "value", min_ndim=2)
+    _checks.same_dtype("query", query, key=key, value=value)
+    _checks.not_empty(query, "query", (query.ndim - 1,))
+    _checks.shape(key, "key", (*key.shape[:-1], query.shape[-1]))
+    _checks.shape(value, "value", (*value.shape[:-2], key.shape[-2], value.shape[-1]))
+    lead = _broadcast("query, key, value", query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    if scale is None:
+        scale = 1 / math.sqrt(query.shape[-1])
+    _checks.positive(scale, "scale")
+    return query, key, value, lead, scale
+
+
+def allowed_pairs(mask: AnyArray | None, causal: bool, shape: tuple[int, ...]) -> AnyArray | None:
+    """Return which query may attend to which key, of the given shape, or ``None`` for all pairs."""
     allowed: AnyArray | None = None
     if mask is not None:
         mask = np.asarray(mask)

@@ -1,4 +1,4 @@
-/* Tiled softmax attention. */
+/* Tiled softmax and sigmoid attention. */
 #include "attention.h"
 
 #include "parallel.h"
@@ -22,6 +22,25 @@ RN_INLINE vf32 exp2_f32(vf32 y) {
     p = vf32_fma(p, t, vf32_set(1.0f));
     return p * vf32_pow2(n);
 }
+
+/* 1 / x for 1 <= x <= 2^125 within 2 units in the last place: an estimate and one step of Newton's iteration. */
+RN_INLINE vf32 inverse_f32(vf32 x) {
+#if VEC_AVX512
+    vf32 near = (vf32)_mm512_rcp14_ps((__m512)x);
+#elif VEC_AVX2
+    vf32 near = (vf32)_mm256_rcp_ps((__m256)x);
+#else
+    return 1.0f / x;
+#endif
+#if VEC_AVX512 || VEC_AVX2
+    return vf32_fma(near, vf32_fma(-x, near, vf32_set(1.0f)), near);
+#endif
+}
+RN_INLINE vf64 inverse_f64(vf64 x) { return 1.0 / x; }
+
+/* A score beyond which exp(-score) would leave the range: its weight is 0. */
+#define FARTHEST_f32 125.0f
+#define FARTHEST_f64 700.0
 
 #define REAL float
 #define TILE_TYPE f32

@@ -1,4 +1,4 @@
-/* Softmax attention that keeps no score matrix in memory. */
+/* Softmax and sigmoid attention that keep no score matrix in memory. */
 #ifndef REFNORM_ATTENTION_H
 #define REFNORM_ATTENTION_H
 
@@ -9,7 +9,9 @@
 /* `items` independent attentions (of one batch entry and head each), all of one shape:
  *     out = softmax(scale * query @ key^T, over the keys that may be attended to) @ value
  * query (length, depth), key (keys, depth), value (keys, width), out (length, width); strides count elements between
- * rows, entries of a row are adjacent. A row that may attend to nothing gives zeros. */
+ * rows, entries of a row are adjacent. A row that may attend to nothing gives zeros.
+ * Where `row_bias` is given, it is sigmoid attention instead:
+ *     out = sigmoid(scale * query @ key^T + row_bias + pair_bias) @ value, weights of excluded pairs 0 */
 typedef struct {
     const void *query, *key, *value;
     void *out;
@@ -21,8 +23,12 @@ typedef struct {
     int causal; /* row i attends to keys up to i + causal_shift */
     ptrdiff_t causal_shift;
     /* NULL, or takes two entries a row for the backward pass: the shift m of its scores (in units of the kernel's
-     * exponential) and 1 / sum exp(score - m), 0 for a row that may attend to nothing. */
+     * exponential) and 1 / sum exp(score - m), 0 for a row that may attend to nothing. Sigmoid attention has none. */
     void *statistics;
+    const void *row_bias; /* NULL, or row_bias[row * row_bias_stride] */
+    ptrdiff_t row_bias_stride;
+    const void *pair_bias; /* NULL, or pair_bias[row * pair_bias_row + key * pair_bias_key] */
+    ptrdiff_t pair_bias_row, pair_bias_key;
 } rn_attention_item;
 
 /* The cotangents of one item. `item.out` is the result (length, width), `item.statistics` what the forward pass left;
@@ -32,6 +38,9 @@ typedef struct {
     const void *dy;
     ptrdiff_t dy_stride;
     void *dquery, *dkey, *dvalue;
+    /* Of sigmoid attention, each NULL or wanted: cotangents of the scores, summed over the keys (length) and as they are
+     * (length, keys); the latter is zero beforehand. */
+    void *drow_bias, *dpair_bias;
 } rn_attention_cotangents;
 
 typedef struct {

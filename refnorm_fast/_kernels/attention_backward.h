@@ -7,6 +7,8 @@
  * and dS^T are themselves the left operands of dv and dk, and dS^T is the packed right operand of dq^T = k^T dS^T. A row
  * statistic is a vector along the panel.
  *
+ * Sigmoid attention has P = sigmoid(S) and dS = P (1 - P) dP instead, without a row statistic; all else is the same.
+ *
  * dq sums over the blocks of keys in ascending order, dk and dv over the panels of queries, whoever computes them: the
  * result does not depend on how an item is split. */
 
@@ -14,7 +16,8 @@ typedef struct {
     REAL *query, *dy;            /* panels of queries: (depth or width, COLUMNS) each; the query times the scale */
     REAL *query_rows, *dy_rows;  /* panels of columns of q and dy, as right operands of dk and dv */
     REAL *key_columns;           /* k^T, (depth, keys) */
-    REAL *shift, *inverse, *dot; /* one entry a query: statistics and rowsum(dy y) */
+    /* One entry a query: statistics and rowsum(dy y); of sigmoid attention the bias, nothing, and rowsum(dS). */
+    REAL *shift, *inverse, *dot;
     REAL *dkey, *dvalue;         /* (keys, padded depth), (keys, padded width) */
     REAL *scores, *dscores;      /* (BACKWARD_KEYS, COLUMNS) */
     REAL *dquery;                /* (depth, COLUMNS) */
@@ -70,6 +73,14 @@ static int TILE(prepare)(const rn_attention_cotangents *c, TILE(workspace) * w) 
         const REAL *from = (const REAL *)item->key + (ptrdiff_t)j * item->key_stride;
         for (size_t k = 0; k < item->depth; k++) w->key_columns[k * item->keys + j] = from[k];
     }
+    if (item->row_bias != NULL) {
+        const REAL *bias = item->row_bias;
+        for (size_t i = 0; i < queries; i++) {
+            w->shift[i] = i < item->length ? (REAL)ATTENTION_UNIT * bias[(ptrdiff_t)i * item->row_bias_stride] : 0;
+            w->dot[i] = 0;
+        }
+        return 0;
+    }
     const REAL *statistics = item->statistics;
     for (size_t i = 0; i < queries; i++) {
         w->shift[i] = i < item->length ? statistics[2 * i] : 0;
@@ -98,12 +109,49 @@ static void TILE(strike_out)(const rn_attention_item *item, size_t n, size_t key
     }
 }
 
-/* P^T and dS^T of a block of keys and the panel of queries from n on. */
-static void TILE(block_scores)(const rn_attention_item *item, const TILE(workspace) * w, size_t n, size_t key, size_t count) {
-    TILE(rows_by_panel)(count, (const REAL *)item->key + (ptrdiff_t)key * item->key_stride, (size_t)item->key_stride,
-                        w->query + n * item->depth, item->depth, w->scores, TILE(COLUMNS), 0);
-    TILE(rows_by_panel)(count, (const REAL *)item->value + (ptrdiff_t)key * item->value_stride,
-                        (size_t)item->value_stride, w->dy + n * item->width, item->width, w->dscores, TILE(COLUMNS), 0);
+/* Adds the bias of pairs to a block of transposed scores. */
+static void TILE(add_pair_bias)(const rn_attention_item *item, size_t n, size_t key, size_t count, REAL *scores) {
+    for (size_t lane = 0; lane < TILE(COLUMNS) && n + lane < item->length; lane++) {
+        const REAL *bias = (const REAL *)item->pair_bias + (ptrdiff_t)(n + lane) * item->pair_bias_row +
+                           (ptrdiff_t)key * item->pair_bias_key;
+        for (size_t j = 0; j < count; j++)
+            scores[j * TILE(COLUMNS) + lane] += (REAL)ATTENTION_UNIT * bias[(ptrdiff_t)j * item->pair_bias_key];
+    }
+}
+
+/* From transposed scores and dP^T: P^T and dS^T of sigmoid attention. */
+static void TILE(logistic_block)(const rn_attention_item *item, const TILE(workspace) * w, size_t n, size_t key, size_t count) {
+    if (item->pair_bias != NULL) TILE(add_pair_bias)(item, n, key, count, w->scores);
+    TILE_VEC bias[2] = {TILE_VECTOR(load)(w->shift + n), TILE_VECTOR(load)(w->shift + n + TILE(LANES))};
+    for (size_t j = 0; j < count; j++) {
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            REAL *p = w->scores + j * TILE(COLUMNS) + half * TILE(LANES);
+            REAL *ds = w->dscores + j * TILE(COLUMNS) + half * TILE(LANES);
+            TILE_VEC rest, weight = TILE(logistic)(TILE_VECTOR(load)(p) + bias[half], &rest);
+            TILE_VECTOR(store)(p, weight);
+            TILE_VECTOR(store)(ds, TILE_VECTOR(load)(ds) * (weight * rest));
+        }
+    }
+}
+
+/* Hands on the cotangents of a block's scores to those of the biases. */
+static void TILE(bias_cotangents)(const rn_attention_cotangents *c, const TILE(workspace) * w, size_t n, size_t key,
+                                  size_t count) {
+    for (size_t half = 0; half < TILE(COLUMNS) && c->drow_bias != NULL; half += TILE(LANES)) {
+        TILE_VEC sum = TILE_VECTOR(set)(0);
+        for (size_t j = 0; j < count; j++) sum += TILE_VECTOR(load)(w->dscores + j * TILE(COLUMNS) + half);
+        TILE_VECTOR(store)(w->dot + n + half, TILE_VECTOR(load)(w->dot + n + half) + sum);
+    }
+    if (c->dpair_bias == NULL) return;
+    for (size_t lane = 0; lane < TILE(COLUMNS) && n + lane < c->item.length; lane++) {
+        REAL *to = (REAL *)c->dpair_bias + (n + lane) * c->item.keys + key;
+        for (size_t j = 0; j < count; j++) to[j] = w->dscores[j * TILE(COLUMNS) + lane];
+    }
+}
+
+/* From transposed scores and dP^T: P^T and dS^T of softmax attention. */
+static void TILE(softmax_block)(const TILE(workspace) * w, size_t n, size_t count) {
     for (size_t half = 0; half < TILE(COLUMNS); half += TILE(LANES)) {
         TILE_VEC shift = TILE_VECTOR(load)(w->shift + n + half), inverse = TILE_VECTOR(load)(w->inverse + n + half);
         TILE_VEC dot = TILE_VECTOR(load)(w->dot + n + half);
@@ -114,6 +162,18 @@ static void TILE(block_scores)(const rn_attention_item *item, const TILE(workspa
             TILE_VECTOR(store)(ds, weight * (TILE_VECTOR(load)(ds) - dot));
         }
     }
+}
+
+/* P^T and dS^T of a block of keys and the panel of queries from n on. */
+static void TILE(block_scores)(const rn_attention_item *item, const TILE(workspace) * w, size_t n, size_t key, size_t count) {
+    TILE(rows_by_panel)(count, (const REAL *)item->key + (ptrdiff_t)key * item->key_stride, (size_t)item->key_stride,
+                        w->query + n * item->depth, item->depth, w->scores, TILE(COLUMNS), 0);
+    TILE(rows_by_panel)(count, (const REAL *)item->value + (ptrdiff_t)key * item->value_stride,
+                        (size_t)item->value_stride, w->dy + n * item->width, item->width, w->dscores, TILE(COLUMNS), 0);
+    if (item->row_bias != NULL)
+        TILE(logistic_block)(item, w, n, key, count);
+    else
+        TILE(softmax_block)(w, n, count);
     int cut = item->causal && key + count > TILE(causal_keys)(item, n);
     if (cut || item->mask != NULL) TILE(strike_out)(item, n, key, count, w->scores, w->dscores);
 }
@@ -137,6 +197,7 @@ static void TILE(backward_part)(const rn_attention_cotangents *c, const TILE(wor
         for (size_t key = first_key; key < last_key && key < reach; key += BACKWARD_KEYS) {
             size_t end = last_key < reach ? last_key : reach, count = end - key < BACKWARD_KEYS ? end - key : BACKWARD_KEYS;
             TILE(block_scores)(item, w, n, key, count);
+            if (queries_wanted && item->row_bias != NULL) TILE(bias_cotangents)(c, w, n, key, count);
             if (queries_wanted)
                 TILE(rows_by_panel)(item->depth, w->key_columns + key, item->keys, w->dscores, count, w->dquery,
                                     TILE(COLUMNS), 1);
@@ -148,6 +209,8 @@ static void TILE(backward_part)(const rn_attention_cotangents *c, const TILE(wor
                 TILE(rows_by_panel)(count, w->dscores, TILE(COLUMNS), w->query_rows + m * room + n * TILE(COLUMNS),
                                     TILE(COLUMNS), w->dkey + key * deep + m, deep, 1);
         }
+        if (queries_wanted && c->drow_bias != NULL)
+            for (size_t lane = 0; lane < queries; lane++) ((REAL *)c->drow_bias)[n + lane] = w->dot[n + lane];
         if (queries_wanted)
             for (size_t lane = 0; lane < queries; lane++)
                 for (size_t k = 0; k < item->depth; k++)

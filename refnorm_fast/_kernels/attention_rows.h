@@ -93,6 +93,41 @@ static REAL TILE(exponentials)(const rn_attention_item *item, REAL *score, size_
     return factor;
 }
 
+/* The weight sigmoid(score) = 1 / (1 + e) and, in *rest, one less the weight: e / (1 + e); e = exp(-score). Neither is a
+ * difference, so both keep their digits. */
+RN_INLINE TILE_VEC TILE(logistic)(TILE_VEC score, TILE_VEC *rest) {
+    const REAL farthest = TILE_PASTE(FARTHEST, TILE_TYPE);
+    TILE_VEC e = ATTENTION_EXP(TILE_VECTOR(min)(TILE_VECTOR(set)(farthest), -score)); /* NaN stays */
+    TILE_VEC weight = TILE_PASTE(inverse, TILE_TYPE)(1 + e);
+    weight = TILE_VECTOR(select)(score < -farthest, TILE_VECTOR(set)(0), weight);
+    *rest = e * weight;
+    return weight;
+}
+
+/* Turns one row's scores of the keys from `first` on into weights. */
+static void TILE(logistic_row)(const rn_attention_item *item, REAL *score, size_t row, size_t first, size_t count) {
+    size_t allowed = TILE(causal_keys)(item, row);
+    allowed = allowed <= first ? 0 : allowed - first < count ? allowed - first : count;
+    if (item->pair_bias != NULL) {
+        const REAL *bias = (const REAL *)item->pair_bias + (ptrdiff_t)row * item->pair_bias_row +
+                           (ptrdiff_t)first * item->pair_bias_key;
+        for (size_t j = 0; j < allowed; j++) score[j] += (REAL)ATTENTION_UNIT * bias[(ptrdiff_t)j * item->pair_bias_key];
+    }
+    REAL bias = (REAL)ATTENTION_UNIT * ((const REAL *)item->row_bias)[(ptrdiff_t)row * item->row_bias_stride];
+    size_t padded = TILE(padded)(allowed);
+    for (size_t j = 0; j < padded; j += 2 * TILE(LANES)) { /* two at a time hide each other's latency */
+        TILE_VEC rest, one = TILE(logistic)(TILE_VECTOR(load)(score + j) + bias, &rest);
+        TILE_VEC two = TILE(logistic)(TILE_VECTOR(load)(score + j + TILE(LANES)) + bias, &rest);
+        TILE_VECTOR(store)(score + j, one);
+        TILE_VECTOR(store)(score + j + TILE(LANES), two);
+    }
+    for (size_t j = allowed; j < count; j++) score[j] = 0;
+    if (item->mask == NULL) return;
+    const uint8_t *mask = item->mask + (ptrdiff_t)row * item->mask_row + (ptrdiff_t)first * item->mask_key;
+    for (size_t j = 0; j < allowed; j++)
+        if (!mask[(ptrdiff_t)j * item->mask_key]) score[j] = 0;
+}
+
 /* Rows from `first` to `last` of one item, against packed keys and values. */
 static void TILE(attend)(const rn_attention_item *item, size_t first, size_t last, const REAL *keys,
                          const REAL *values, REAL *scores, size_t score_stride, size_t group, REAL *mixed) {
@@ -100,7 +135,8 @@ static void TILE(attend)(const rn_attention_item *item, size_t first, size_t las
     REAL largest[GROUP_ROWS], sum[GROUP_ROWS];
     for (size_t begin = first; begin < last; begin += group) {
         size_t rows = last - begin < group ? last - begin : group;
-        for (size_t r = 0; r < rows; r++) largest[r] = (REAL)-INFINITY, sum[r] = 0;
+        /* Weights of sigmoid attention are what they are: nothing to divide by. */
+        for (size_t r = 0; r < rows; r++) largest[r] = (REAL)-INFINITY, sum[r] = item->row_bias == NULL ? 0 : 1;
         size_t reach = TILE(causal_keys)(item, begin + rows - 1);
         for (size_t key = 0; key < reach; key += KEY_BLOCK) {
             size_t count = reach - key < KEY_BLOCK ? reach - key : KEY_BLOCK;
@@ -111,6 +147,10 @@ static void TILE(attend)(const rn_attention_item *item, size_t first, size_t las
                                (size_t)item->query_stride, keys + (key + n) * item->depth, item->depth,
                                scores + r * score_stride + n, score_stride, NULL, 0);
             for (size_t r = 0; r < rows; r++) {
+                if (item->row_bias != NULL) {
+                    TILE(logistic_row)(item, scores + r * score_stride, begin + r, key, count);
+                    continue;
+                }
                 REAL factor = TILE(exponentials)(item, scores + r * score_stride, begin + r, key, count, largest + r,
                                                  sum + r);
                 if (key > 0 && factor != 1)
@@ -155,8 +195,9 @@ static int TILE(attend_chunk)(const rn_attention_item *item, size_t chunk, size_
     REAL *packed_values = rn_scratch(1, (item->keys * width + 1) * sizeof(REAL));
     REAL *scores = rn_scratch(2, (group * (score_stride + width) + 1) * sizeof(REAL));
     if (packed_keys == NULL || packed_values == NULL || scores == NULL) return -1;
-    TILE(pack_transposed)(item->key, item->key_stride, item->keys, item->depth, item->scale * ATTENTION_UNIT, packed_keys);
-    TILE(pack)(item->value, item->value_stride, item->keys, item->keys, item->width, packed_values);
+    size_t reach = TILE(causal_keys)(item, last - 1);
+    TILE(pack_transposed)(item->key, item->key_stride, reach, item->depth, item->scale * ATTENTION_UNIT, packed_keys);
+    TILE(pack)(item->value, item->value_stride, reach, item->keys, item->width, packed_values);
     TILE(attend)(item, first, last, packed_keys, packed_values, scores, score_stride, group,
                  scores + group * score_stride);
     return 0;
@@ -167,24 +208,28 @@ static double TILE(cost)(size_t length, size_t keys, size_t depth, size_t width)
     return (double)length * (double)keys * ((double)(depth + width) / 6 + 4) / TILE(LANES);
 }
 
-/* Chunks a head is cut into, when there are too few heads for the threads. */
-static size_t TILE(chunks_of)(size_t items, size_t length, int threads) {
+/* Chunks a head is cut into, when there are too few heads for the threads: as many for each thread, and few, because each
+ * packs the keys and values again. With the causal rule chunks differ in cost, and smaller ones even that out. */
+static size_t TILE(chunks_of)(size_t items, size_t length, int causal, int threads) {
     if (items >= 4 * (size_t)threads) return 1;
-    return (length + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    size_t rows = causal ? CHUNK_ROWS : 2 * CHUNK_ROWS, chunks = (length + rows - 1) / rows;
+    while (items * chunks % (size_t)threads != 0) chunks++;
+    return chunks;
 }
 
 static int TILE(items)(const rn_attention_item *items, size_t count) {
     if (count == 0) return 0;
     double cost = TILE(cost)(items->length, items->keys, items->depth, items->width);
     int threads = rn_threads(count * ((items->length + CHUNK_ROWS - 1) / CHUNK_ROWS), (double)count * cost);
-    size_t chunks = TILE(chunks_of)(count, items->length, threads), next = 0;
+    size_t chunks = TILE(chunks_of)(count, items->length, items->causal, threads), next = 0;
     int failed = 0;
     if (threads == 1) chunks = 1;
     RN_PARALLEL(threads) {
         for (;;) {
             size_t job = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
             if (job >= count * chunks) break;
-            if (TILE(attend_chunk)(items + job / chunks, job % chunks, chunks) != 0)
+            /* The last rows of a causal item see the most keys: first. */
+            if (TILE(attend_chunk)(items + job / chunks, chunks - 1 - job % chunks, chunks) != 0)
                 __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
         }
     }
@@ -202,7 +247,7 @@ static int TILE(packed)(const REAL *query, const REAL *key, const REAL *value, p
         cost += (double)heads * TILE(cost)(length, length, depth, depth);
     }
     int threads = rn_threads(sequences * heads * (longest / CHUNK_ROWS + 1), cost), failed = 0;
-    size_t chunks = threads == 1 ? 1 : TILE(chunks_of)(sequences * heads, longest, threads);
+    size_t chunks = threads == 1 ? 1 : TILE(chunks_of)(sequences * heads, longest, 0, threads);
     size_t jobs = sequences * heads * chunks;
     RN_PARALLEL(threads) {
         for (;;) {

@@ -1,10 +1,12 @@
-"""Softmax attention as kernels that keep no score matrix in memory."""
+"""Softmax and sigmoid attention as kernels that keep no score matrix in memory."""
 
 from refnorm_fast.attention._core import (
     multi_head_attention,
     multi_head_attention_vjp,
     scaled_dot_product_attention,
     scaled_dot_product_attention_vjp,
+    sigmoid_attention,
+    sigmoid_attention_vjp,
 )
 
 __all__ = [
@@ -12,4 +14,6 @@ __all__ = [
     "multi_head_attention_vjp",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_vjp",
+    "sigmoid_attention",
+    "sigmoid_attention_vjp",
 ]

@@ -1,3 +1,5 @@
+from typing import Any
+
 from refnorm._typing import AnyArray, Array, F, IntArray, Pullback
 
 def scaled_dot_product_attention(
@@ -41,6 +43,29 @@ def multi_head_attention_vjp(
     *,
     heads: int,
     lengths: IntArray | None = None,
+    mask: AnyArray | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Array[F], Pullback]: ...
+def sigmoid_attention(
+    query: Array[F],
+    key: Array[F],
+    value: Array[F],
+    *,
+    bias: Any = "-log_n",
+    attn_bias: Array[F] | None = None,
+    mask: AnyArray | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def sigmoid_attention_vjp(
+    query: Array[F],
+    key: Array[F],
+    value: Array[F],
+    *,
+    bias: Any = "-log_n",
+    attn_bias: Array[F] | None = None,
     mask: AnyArray | None = None,
     causal: bool = False,
     scale: float | None = None,

@@ -1,4 +1,4 @@
-"""Softmax attention without a stored score matrix against PyTorch's and against the plain NumPy formula."""
+"""Softmax and sigmoid attention without a stored score matrix against PyTorch and against the plain NumPy formula."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def races() -> Iterator[dict]:
         yield race(fast, *shape, causal)
     for shape, causal in both:
         yield backward(fast, *shape, causal)
+    for shape in SHAPES:
+        yield sigmoid(fast, *shape)
+    for shape in SHAPES:
+        yield sigmoid_backward(fast, *shape)
 
 
 def race(fast, heads: int, length: int, depth: int, causal: bool) -> dict:
@@ -96,6 +100,105 @@ def backward(fast, heads: int, length: int, depth: int, causal: bool) -> dict:
         "ours": "refnorm_fast",
         "bytes": 4 * 8 * heads * length * depth,
         "ops": 10 * heads * pairs * depth,
+        "check": check,
+        "check_unit": "largest error",
+    }
+
+
+def torch_sigmoid_attention(query, key, value):
+    """The composition on PyTorch's operations, the scores changed in place where no gradient is recorded."""
+    import math
+
+    import torch
+
+    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
+    if torch.is_grad_enabled():
+        return torch.sigmoid(scores - math.log(key.shape[-2])) @ value
+    return scores.sub_(math.log(key.shape[-2])).sigmoid_() @ value
+
+
+def sigmoid(fast, heads: int, length: int, depth: int) -> dict:
+    from refnorm.attention import sigmoid_attention
+
+    rng = np.random.default_rng(0)
+    query, key, value = rng.standard_normal((3, 1, heads, length, depth)).astype(np.float32)
+    out = np.empty_like(query)
+    candidates = {
+        "refnorm_fast": lambda: fast.sigmoid_attention(query, key, value, out=out),
+        "NumPy": lambda: sigmoid_attention(query, key, value),
+    }
+    try:
+        import torch
+
+        tensors = [torch.from_numpy(array) for array in (query, key, value)]
+
+        def composition():
+            with torch.inference_mode():
+                return torch_sigmoid_attention(*tensors).numpy()
+
+        def softmax_peer():
+            with torch.inference_mode():
+                return torch.nn.functional.scaled_dot_product_attention(*tensors).numpy()
+
+        candidates["PyTorch"] = composition
+        candidates["PyTorch's softmax attention"] = softmax_peer
+    except ImportError:
+        pass
+    exact = sigmoid_attention(*(array[:, :4].astype(np.float64) for array in (query, key, value)))
+
+    def check() -> dict[str, float]:
+        calls = {label: call for label, call in candidates.items() if "softmax" not in label}
+        return {label: float(np.abs(call()[:, :4] - exact).max()) for label, call in calls.items()}
+
+    return {
+        "method": "attention/sigmoid_attention",
+        "name": "sigmoid attention",
+        "shape": f"{heads} heads, {length} positions, {depth} entries",
+        "candidates": candidates,
+        "ours": "refnorm_fast",
+        "bytes": 4 * 4 * heads * length * depth,
+        "ops": 4 * heads * length * length * depth,
+        "check": check,
+        "check_unit": "largest error",
+    }
+
+
+def sigmoid_backward(fast, heads: int, length: int, depth: int) -> dict:
+    """The backward pass alone, from a forward pass that every candidate has behind it."""
+    from refnorm.attention import sigmoid_attention_vjp
+
+    rng = np.random.default_rng(0)
+    query, key, value, dy = rng.standard_normal((4, 1, heads, length, depth)).astype(np.float32)
+    _, pullback = fast.sigmoid_attention_vjp(query, key, value)
+    _, reference = sigmoid_attention_vjp(query, key, value)
+    candidates = {"refnorm_fast": lambda: pullback(dy), "NumPy": lambda: reference(dy)}
+    try:
+        import torch
+
+        tensors = [torch.from_numpy(array).requires_grad_() for array in (query, key, value)]
+        y, cotangent = torch_sigmoid_attention(*tensors), torch.from_numpy(dy)
+        candidates["PyTorch"] = lambda: torch.autograd.grad(y, tensors, cotangent, retain_graph=True)
+    except ImportError:
+        pass
+
+    def check() -> dict[str, float]:
+        few = [array[:, :4].astype(np.float64) for array in (query, key, value, dy)]
+        exact = sigmoid_attention_vjp(*few[:3])[1](few[3])
+        return {
+            label: max(
+                float(np.abs(np.asarray(mine)[:, :4] - true).max()) for mine, true in zip(call(), exact, strict=True)
+            )
+            for label, call in candidates.items()
+        }
+
+    return {
+        "method": "attention/sigmoid_attention",
+        "name": "sigmoid attention, backward",
+        "shape": f"{heads} heads, {length} positions, {depth} entries",
+        "candidates": candidates,
+        "ours": "refnorm_fast",
+        "bytes": 4 * 7 * heads * length * depth,
+        "ops": 10 * heads * length * length * depth,
         "check": check,
         "check_unit": "largest error",
     }

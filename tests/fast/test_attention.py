@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 import os
 
 import numpy as np
@@ -231,6 +232,185 @@ def test_multi_head_cotangents_follow_the_reference(dtype):
             assert (mine is None) == (theirs is None)
             if mine is not None:
                 np.testing.assert_allclose(mine, theirs, atol=10 * TOLERANCE[dtype] * np.abs(theirs).max())
+
+
+# ---- sigmoid attention -------------------------------------------------------------------------------------------
+
+
+def sigmoid_results(module, arrays, dy, **options):
+    y, pullback = module.sigmoid_attention_vjp(*arrays, **options)
+    return [y, *pullback(dy)]
+
+
+def assert_sigmoid_follows(arrays, dy, dtype, **options):
+    got = sigmoid_results(fast, arrays, dy, **options)
+    np.testing.assert_array_equal(fast.sigmoid_attention(*arrays, **options), got[0])
+    wide = {
+        n: o.astype(np.float64) if isinstance(o, np.ndarray) and o.dtype == dtype else o for n, o in options.items()
+    }
+    expected = sigmoid_results(reference, [a.astype(np.float64) for a in arrays], dy.astype(np.float64), **wide)
+    for number, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
+        assert mine.dtype == dtype
+        assert mine.shape == theirs.shape
+        # Errors of a sum are those of its largest terms; with many keys or queries it may be small itself.
+        size = max(1.0, np.abs(theirs).max(initial=0))
+        np.testing.assert_allclose(mine, theirs, atol=5 * TOLERANCE[dtype] * size, err_msg=f"result {number}")
+    return got
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("length", [1, 5, 13, 31, 130])
+@pytest.mark.parametrize("keys", [1, 2, 15, 16, 17, 33, 120, 121, 511, 512, 513])
+def test_sigmoid_lengths(dtype, length, keys):
+    rng = np.random.default_rng(length * keys)
+    arrays = [rng.standard_normal((n, width)).astype(dtype) for n, width in ((length, 24), (keys, 24), (keys, 20))]
+    assert_sigmoid_follows(arrays, rng.standard_normal((length, 20)).astype(dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("bias", ["-log_n", "per_row", 0.5, (), (3, 1, 1), (30, 1), (520,), (2, 1, 30, 520)])
+def test_sigmoid_masks_biases_and_broadcasting(dtype, bias):
+    rng = np.random.default_rng(19)
+    shapes = ((2, 3, 30, 8), (3, 520, 8), (2, 1, 520, 5))
+    arrays, dy = (
+        [rng.standard_normal(s).astype(dtype) for s in shapes],
+        rng.standard_normal((2, 3, 30, 5)).astype(dtype),
+    )
+    mask = rng.random((2, 1, 30, 520)) < 0.3
+    mask[0, 0, 7] = False
+    choices = itertools.product((False, True), (None, mask), (None, (30, 520), (3, 1, 520)))
+    for causal, allowed, attn_bias in choices:
+        drawn = {
+            name: np.asarray(rng.standard_normal(shape), dtype) if isinstance(shape, tuple) else shape
+            for name, shape in (("bias", bias), ("attn_bias", attn_bias))
+        }
+        got = assert_sigmoid_follows(arrays, dy, dtype, mask=allowed, causal=causal, scale=0.7, **drawn)
+        if allowed is not None:
+            assert not got[0][0, :, 7].any()
+            assert not got[1][0, :, 7].any()
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 40), st.integers(1, 130), st.integers(1, 20), st.integers(0, 20), st.booleans(), st.integers(0, 2**32 - 1)
+)  # fmt: skip
+def test_sigmoid_of_any_shape(length, keys, depth, width, causal, seed):
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal((2, *shape)) for shape in ((length, depth), (keys, depth), (keys, width))]
+    options = {"causal": causal, "bias": "per_row", "attn_bias": rng.standard_normal((length, 1))}
+    assert_sigmoid_follows(arrays, rng.standard_normal((2, length, width)), np.float64, **options)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_sigmoid_weights_are_good_to_a_few_units(dtype):
+    """One key and the value 1 show a weight, the cotangent of the bias its slope; far out they keep their digits."""
+    bias = np.linspace(-80, 80, 4001).astype(dtype)[:, None]
+    arrays = np.zeros((len(bias), 1), dtype), np.zeros((1, 1), dtype), np.ones((1, 1), dtype)
+    y, pullback = fast.sigmoid_attention_vjp(*arrays, bias=bias)
+    slope = pullback(np.ones_like(y))[3]
+    wide = bias.astype(np.longdouble)
+    # A score's rounding in units of the exponential is worth 80 eps.
+    relative = 100 * np.finfo(dtype).eps
+    np.testing.assert_allclose(y, 1 / (1 + np.exp(-wide)), rtol=relative)
+    np.testing.assert_allclose(slope, np.exp(-np.abs(wide)) / (1 + np.exp(-np.abs(wide))) ** 2, rtol=relative)
+    near = np.abs(bias) < 1
+    np.testing.assert_allclose(y[near], 1 / (1 + np.exp(-wide[near])), rtol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_sigmoid_of_infinite_and_huge_scores(dtype):
+    rng = np.random.default_rng(20)
+    arrays = [rng.standard_normal((40, 16)).astype(dtype) for _ in range(3)]
+    pair_bias = np.where(rng.random((40, 40)) < 0.5, -np.inf, 0).astype(dtype)
+    pair_bias[3] = -np.inf
+    pair_bias[:, 5] = np.inf
+    pair_bias[4] = 1e30
+    got = assert_sigmoid_follows(arrays, arrays[0].copy(), dtype, attn_bias=pair_bias)
+    assert (got[4][np.isinf(pair_bias)] == 0).all()
+    only_none = np.full((40, 1), -np.inf, dtype)
+    assert not fast.sigmoid_attention(*arrays, bias=only_none).any()
+
+
+def test_sigmoid_nan_reaches_the_row_that_sees_it():
+    rng = np.random.default_rng(11)
+    query, key, value = (rng.standard_normal((20, 8)).astype(np.float32) for _ in range(3))
+    query[3, 0] = np.nan
+    got = fast.sigmoid_attention(query, key, value)
+    assert np.isnan(got[3]).all()
+    assert np.isfinite(np.delete(got, 3, axis=0)).all()
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8])
+@pytest.mark.parametrize("causal", [False, True])
+def test_sigmoid_does_not_depend_on_the_number_of_threads(heads, causal):
+    rng = np.random.default_rng(16)
+    arrays = rng.standard_normal((3, heads, 400, 16)).astype(np.float32)
+    dy = rng.standard_normal((heads, 400, 16)).astype(np.float32)
+    options = {"causal": causal, "bias": np.array(-3, np.float32), "attn_bias": rng.standard_normal(400).astype("f4")}
+    with support.threads(1):
+        expected = sigmoid_results(fast, arrays, dy, **options)
+    for count in (2, 3):
+        with support.threads(count):
+            for mine, theirs in zip(sigmoid_results(fast, arrays, dy, **options), expected, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+
+
+def test_sigmoid_layouts_and_out():
+    rng = np.random.default_rng(10)
+    query, key, value = (rng.standard_normal((9, 8)).astype(np.float32) for _ in range(3))
+    added = rng.standard_normal((9, 9)).astype(np.float32)
+    for name, view in support.layouts(query).items():
+        copy = view.copy()
+        expected = fast.sigmoid_attention(copy, copy, copy, attn_bias=added)
+        np.testing.assert_array_equal(fast.sigmoid_attention(view, view, view, attn_bias=added), expected, err_msg=name)
+    for name, view in support.layouts(added).items():
+        for kind in ("bias", "attn_bias"):
+            got = fast.sigmoid_attention(query, key, value, **{kind: view})
+            np.testing.assert_array_equal(got, fast.sigmoid_attention(query, key, value, **{kind: view.copy()}), name)
+    support.check_out(lambda x, **out: fast.sigmoid_attention(x, key, value, **out), query)
+    support.check_out(lambda x, **out: fast.sigmoid_attention(query, key, x, **out), value)
+    square = added[:, :8].copy()
+    support.check_out(lambda x, **out: fast.sigmoid_attention(query, key[:8], value[:8], attn_bias=x, **out), square)
+    support.check_out_errors(lambda x, **out: fast.sigmoid_attention(x, key, value, **out), query)
+
+
+def test_sigmoid_pullback_again_and_after_the_caller_wrote_to_result_and_biases():
+    rng = np.random.default_rng(17)
+    arrays, dy = list(rng.standard_normal((3, 2, 40, 16))), rng.standard_normal((2, 40, 16))
+    options = {"bias": rng.standard_normal((40, 1)), "attn_bias": rng.standard_normal((40, 40))}
+    expected = sigmoid_results(reference, arrays, dy, **options)
+    y, pullback = fast.sigmoid_attention_vjp(*arrays, **options)
+    for array in (y, *options.values()):
+        array[...] = 7
+    for _ in range(2):
+        for mine, theirs in zip(pullback(dy), expected[1:], strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-12)
+    with pytest.raises(ValueError, match=r"dy: expected shape \(2, 40, 16\), got \(40, 16\)"):
+        pullback(dy[0])
+
+
+def test_sigmoid_bad_input():
+    x = np.zeros((2, 3), np.float32)
+    for arguments, options in (
+        ((x, x[:0], x[:0]), {}),
+        ((x, x[:, :2], x), {}),
+        ((x, x, x.astype(float)), {}),
+        ((x, x, x), {"bias": "log_n"}),
+        ((x, x, x), {"bias": True}),
+        ((x, x, x), {"bias": np.zeros(3, np.float32)}),
+        ((x, x, x), {"bias": np.zeros(2)}),
+        ((x, x, x), {"attn_bias": np.zeros((2, 2), int)}),
+        ((x, x, x), {"attn_bias": np.zeros((1, 2, 2), np.float32)}),
+        ((x, x, x), {"mask": np.ones((2, 2))}),
+        ((x, x, x), {"mask": np.ones((3, 2), bool), "bias": "per_row"}),
+        ((x, x, x), {"scale": -1.0}),
+    ):
+        with pytest.raises((TypeError, ValueError)) as expected:
+            reference.sigmoid_attention(*arguments, **options)
+        for function in (fast.sigmoid_attention, fast.sigmoid_attention_vjp):
+            with pytest.raises(expected.type) as got:
+                function(*arguments, **options)
+            assert str(got.value) == str(expected.value)
 
 
 @pytest.mark.parametrize("lengths", [[5], [1, 1, 1], [3, 0, 70, 1], [256, 255, 600, 2], [], [0]])
