@@ -139,13 +139,13 @@ RN_INLINE vu32 block_words(const int small, const uint8_t *from, size_t bytes) {
         memcpy(part, from, bytes);
         from = part;
     }
-    if (!small) return (vu32)vi32_load((const int32_t *)(const void *)from);
+    if (!small) return (vu32)vi32_load_bytes(from);
 #if VEC_AVX512
     return (vu32)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)from));
 #elif VEC_AVX2
     return (vu32)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)from));
 #else
-    return (vu32)vi32_load((const int32_t *)(const void *)from);
+    return (vu32)vi32_load_bytes(from);
 #endif
 }
 

@@ -11,7 +11,7 @@ RN_INLINE vf32 vf32_arsinh(vf32 p) {
     vf32 v = p + p * (p / (1.0f + root));
     /* 1 + v = 2^k m with m from sqrt(1/2) to sqrt(2); a small v itself is m - 1, with all its digits. */
     vf32 one_more = 1.0f + v;
-    vi32 bits = (vi32)one_more + (0x3f800000 - 0x3f3504f3);
+    vi32 bits = (vi32)((vu32)one_more + (0x3f800000u - 0x3f3504f3u)); /* unsigned: NaN carries past the sign */
     vf32 k = vf32_from_vi32((bits >> 23) - 127);
     vf32 f = (vf32)((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
     vi32 small = ~(vi32)(v >= 0.41f); /* NaN too, which f then carries */
@@ -32,7 +32,8 @@ RN_INLINE vf64 vf64_arsinh(vf64 p) {
     vf64 v = p + p * (p / (1.0 + root));
     vf64 one_more = 1.0 + v;
     vf64 lost = vf64_select((vi64)(v > 1.0), 1.0 - (one_more - v), v - (one_more - 1.0));
-    vi64 bits = (vi64)one_more + (0x3ff0000000000000LL - 0x3fe6a09e667f3bcdLL);
+    /* Unsigned, as all arithmetic on patterns: NaN's carries past the sign. */
+    vi64 bits = (vi64)((vu64)one_more + (0x3ff0000000000000ULL - 0x3fe6a09e667f3bcdULL));
     /* The exponent is small: as an integer in the low bits of 1.5 * 2^52 it becomes a double. */
     vf64 k = (vf64)(((vu64)bits >> 52) + 0x4338000000000000ULL) - (0x1.8p52 + 1023.0);
     vf64 f = (vf64)((bits & 0x000fffffffffffffLL) + 0x3fe6a09e667f3bcdLL) - 1.0;

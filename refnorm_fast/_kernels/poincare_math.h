@@ -114,7 +114,8 @@ RN_INLINE vf64 arsinh_lanes_terms(vf64 p, int terms) {
     vf64 v = p + p * (p / (1.0 + root));
     /* As in float32 below: 1 + v = 2^k m, the logarithm of m by the series of artanh. */
     vf64 one_more = 1.0 + v;
-    vi64 bits = (vi64)one_more + (0x3ff0000000000000LL - 0x3fe6a09e667f3bcdLL);
+    /* Unsigned, as all arithmetic on patterns: NaN's carries past the sign. */
+    vi64 bits = (vi64)((vu64)one_more + (0x3ff0000000000000ULL - 0x3fe6a09e667f3bcdULL));
     /* The exponent is small: as an integer in the low bits of 1.5 * 2^52 it becomes a double. */
     vf64 k = (vf64)(((vu64)bits >> 52) + 0x4338000000000000ULL) - (0x1.8p52 + 1023.0);
     vf64 f = (vf64)((bits & 0x000fffffffffffffLL) + 0x3fe6a09e667f3bcdLL) - 1.0;

@@ -69,7 +69,7 @@ RN_INLINE vf32 load_codes(const void *q, int SIGNED) {
  * [sqrt(1/2), sqrt(2)), and a polynomial that is minimax for the absolute error. */
 RN_INLINE vf32 log2_near(vf32 t) {
     const int32_t root = 0x3f3504f3; /* sqrt(1/2) */
-    vi32 bits = (vi32)t + (0x3f800000 - root);
+    vi32 bits = (vi32)((vu32)t + (0x3f800000u - (uint32_t)root));
     vf32 whole = vf32_from_vi32((bits >> 23) - 127), z = (vf32)((bits & 0x7fffff) + root) - 1;
     vf32 z2 = z * z;
     vf32 a = vf32_fma(vf32_set(-0x1.7155c8p-1f), z, vf32_set(0x1.715472p+0f));

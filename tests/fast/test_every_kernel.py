@@ -137,7 +137,13 @@ def test_arguments_may_be_misaligned(name: str) -> None:
     for case in cases_of(name):
         args = [tree_map(shifted, argument) for argument in case.args]
         given = replace(case, args=args, cotangent=shifted(case.cotangent))
-        assert fingerprint(call(given, function)) == fingerprint(call(case, function)), case.name
+        for (_, mine), (_, plain) in zip(
+            tree_leaves(call(given, function)), tree_leaves(call(case, function)), strict=True
+        ):
+            # Not always the same bits: an odd layout may be left to the reference.
+            precision = 16 * np.finfo(plain.dtype).eps if getattr(plain, "dtype", np.dtype(int)).kind == "f" else 0
+            if plain is not None:
+                np.testing.assert_allclose(mine, plain, rtol=precision, atol=0, err_msg=case.name)
 
 
 def everything(seed: int) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
