@@ -1,6 +1,8 @@
 from refnorm._typing import Array, F, Pullback
 
-def spade_modulate(x_hat: Array[F], gain_map: Array[F], bias_map: Array[F], *, out: Array[F] | None = None) -> Array[F]: ...
+def spade_modulate(
+    x_hat: Array[F], gain_map: Array[F], bias_map: Array[F], *, out: Array[F] | None = None
+) -> Array[F]: ...
 def spade_modulate_vjp(x_hat: Array[F], gain_map: Array[F], bias_map: Array[F]) -> tuple[Array[F], Pullback]: ...
 def spade(
     x: Array[F],
