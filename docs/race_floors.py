@@ -3,7 +3,7 @@
 import numpy as np
 from bench import standings
 
-INPUTS = ("docs/_data/race.json",)
+DATA_FILES = ("docs/_data/race.json",)
 OUT_OF_CACHE = 64 << 20
 """Bytes of the floor from which a race counts as out of cache."""
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from bench import standings
 
-INPUTS = ("docs/_data/race.json",)
+DATA_FILES = ("docs/_data/race.json",)
 
 
 def figure():

@@ -127,8 +127,8 @@ def main() -> int:
     drawing = draw(module, folder)
     imported = {Path(m.__file__).resolve() for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
     allowed = [root / name for name in SOURCES]
-    # Data files that the script reads: it names them in INPUTS, relative to the checkout.
-    imported |= {root / name for name in getattr(module, "INPUTS", ())}
+    # Data files that the script reads: it names them in DATA_FILES, relative to the checkout.
+    imported |= {root / name for name in getattr(module, "DATA_FILES", ())}
     inputs = {
         path.relative_to(root).as_posix(): digest(path)
         for path in sorted({script, *imported})

@@ -25,6 +25,8 @@ METHOD = Method(
     functions=(
         "affine_qparams",
         "quantize",
+        "layer_norm_quantize",
+        "rms_norm_quantize",
         "dequantize",
         "fake_quantize",
         "lsq_scale",

@@ -33,6 +33,8 @@ METHOD = Method(
     arxiv="2208.07339",
     functions=(
         "absmax_quantize",
+        "layer_norm_absmax_quantize",
+        "rms_norm_absmax_quantize",
         "zeropoint_quantize",
         "vectorwise_quantize",
         "Int8Weight",

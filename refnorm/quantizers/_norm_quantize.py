@@ -46,6 +46,7 @@ def layer_norm_absmax_quantize(
 
     Examples
     --------
+    >>> import numpy as np
     >>> q, absmax = layer_norm_absmax_quantize(np.array([[1.0, 2.0, 3.0, 4.0]]), np.ones(4), np.zeros(4))
     >>> q, absmax.round(4)
     (array([[-127,  -42,   42,  127]], dtype=int8), array([[1.3416]]))
@@ -93,6 +94,7 @@ def layer_norm_quantize(
 
     Examples
     --------
+    >>> import numpy as np
     >>> layer_norm_quantize(np.array([[1.0, 2.0, 3.0, 4.0]]), np.ones(4), np.zeros(4), 0.02, 0)
     array([[-67, -22,  22,  67]], dtype=int8)
     """
@@ -135,6 +137,7 @@ def rms_norm_absmax_quantize(
 
     Examples
     --------
+    >>> import numpy as np
     >>> q, absmax = rms_norm_absmax_quantize(np.array([[3.0, 4.0]]), eps=1e-12)
     >>> q, absmax.round(4)
     (array([[ 95, 127]], dtype=int8), array([[1.1314]]))
@@ -187,6 +190,7 @@ def rms_norm_quantize(
 
     Examples
     --------
+    >>> import numpy as np
     >>> rms_norm_quantize(np.array([[3.0, 4.0]]), 0.01, 0, eps=1e-12)
     array([[ 85, 113]], dtype=int8)
     """

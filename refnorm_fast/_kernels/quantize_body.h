@@ -696,7 +696,8 @@ RN_INLINE VT N(rounded_vector)(VT x, int FORMAT) {
     VI bits = (VI)x, one = (VI)(VT){0} + 1;
     VI even = (VI)((VU)bits >> form.cut) & one;
     VI half = (one << (form.cut - 1)) - 1;
-    VT y = (VT)((bits + half + even) & ~((one << form.cut) - 1));
+    /* Unsigned: the largest patterns, NaN, carry past the sign. */
+    VT y = (VT)((VI)((VU)bits + (VU)half + (VU)even) & ~((one << form.cut) - 1));
     if (WIDE || FORMAT == RN_FLOAT16) {
         VT size = V(abs)(x);
         VT small = V(copysign)((size + form.magic) - form.magic, x);

@@ -51,7 +51,9 @@ def compare(name: str, x: AnyArray, dy: AnyArray, message: str = "", **options: 
     expected, reference_pullback = getattr(reference, name + "_vjp")(wide, **options)
     if name == "log_stablemax":
         expected = exact_log_stablemax(x, **options)
-    np.testing.assert_allclose(y, expected, rtol=4 * unit, atol=4 * unit * unit, err_msg=message)
+    # In float64 the reference has no more digits than the kernel: it rounds a sum of the axis's terms, too.
+    judge = 0.5 * x.shape[options.get("axis", -1)] if x.dtype == np.float64 else 0
+    np.testing.assert_allclose(y, expected, rtol=(4 + judge) * unit, atol=4 * unit * unit, err_msg=message)
     for _ in range(2):
         (dx,), (wanted,) = pullback(dy), reference_pullback(wide_dy)
         assert dx.dtype == x.dtype
