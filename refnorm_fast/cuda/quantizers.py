@@ -109,7 +109,7 @@ def quantize(
     offset = _Parameter(zeros, "zero_point", x.shape, "x")
     _checks.one_of(rounding, "rounding", _ROUNDINGS)
     if rounding == "stochastic":
-        raise NotImplementedError(
+        raise ValueError(
             "rounding: 'stochastic' is not available on a GPU; refnorm.quantizers.quantize takes a copy on the host"
         )
     codes = empty(x.shape, np.int32 if bits > 8 else np.int8 if signed else np.uint8)
