@@ -29,6 +29,7 @@ __all__ = [
     "softmax",
     "solvers",
     "tree",
+    "verify",
 ]
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         softmax,
         solvers,
         tree,
+        verify,
     )
 
 
