@@ -56,5 +56,5 @@ def ulp_error(actual: AnyArray, expected: AnyArray, dtype: Any = None) -> AnyArr
         finite_unit = np.where(np.isfinite(rounded), rounded, np.finfo(unit_dtype).max)
         spacing = np.abs(np.spacing(np.abs(finite_unit).astype(unit_dtype))).astype(wide)
         error = np.abs(a - e) / spacing
-    same = (a == rounded) & ~np.isfinite(rounded) | (np.isnan(a) & np.isnan(e))
-    return np.where(same, 0.0, np.where(np.isfinite(a) & np.isfinite(e), error, np.inf)).astype(np.float64)
+        same = (a == rounded) & ~np.isfinite(rounded) | (np.isnan(a) & np.isnan(e))
+        return np.where(same, 0.0, np.where(np.isfinite(a) & np.isfinite(e), error, np.inf)).astype(np.float64)

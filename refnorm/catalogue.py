@@ -9,8 +9,10 @@ import pkgutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import refnorm
+from refnorm._names import got
 from refnorm._typing import Method
 from refnorm.conformance import load_cases, method_names
 
@@ -71,18 +73,39 @@ def methods() -> tuple[Method, ...]:
 
 
 def find(name: str) -> Method:
-    """Return the method called ``"room/method"`` or, if that is unambiguous, ``"method"``.
+    """Return the method called ``"room/method"`` or, where only one fits, ``"method"`` or that has a function of that name.
 
     Raises
     ------
     ValueError
-        If there is none, or more than one.
+        If there is none, or more than one; the message names those, or the nearest.
+
+    Examples
+    --------
+    >>> find("layer_norm").chapter
+    'norms/layer_norm'
+    >>> find("gelu").chapter
+    'nn/activations'
     """
-    matches = [m for m in methods() if name in (m.chapter, m.name)]
-    if len(matches) != 1:
-        known = ", ".join(m.chapter for m in (matches or methods()))
-        raise ValueError(f"name: expected one of {known}, got {name!r}")
-    return matches[0]
+    bare = name.removesuffix("_vjp")
+
+    def fits(method: Method) -> bool:
+        return (
+            name == method.name or bare in method.functions or bare in [f"{method.room}.{f}" for f in method.functions]
+        )
+
+    matches = [m for m in methods() if name == m.chapter] or [m for m in methods() if fits(m)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ValueError(f"name: expected one of {', '.join(m.chapter for m in matches)}, got {name!r}")
+    known = [m.chapter for m in methods()] + [f"{m.room}.{f}" for m in methods() for f in m.functions]
+    raise ValueError(f"name: expected a method such as norms/layer_norm or a function of one, got {got(name, known)}")
+
+
+def module_of(method: Method) -> ModuleType:
+    """Return the module that implements a method: its docstring holds the formula."""
+    return importlib.import_module(f"refnorm.{method.room}._{method.name}")
 
 
 def status(method: Method) -> Status:

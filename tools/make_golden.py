@@ -20,8 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from discovery import load  # noqa: E402
 
-from refnorm.conformance import load_cases, save_cases  # noqa: E402
-from refnorm.conformance._cases import GOLDEN_ROOT  # noqa: E402
+from refnorm.conformance import GOLDEN_ROOT, load_cases, save_cases  # noqa: E402
 
 
 def main() -> int:

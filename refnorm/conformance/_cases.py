@@ -1,15 +1,9 @@
-"""Golden cases and their portable files: a JSON manifest beside an ``.npz`` with the arrays."""
+"""What a golden case is, and how near a result has to come."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +12,8 @@ from refnorm._arrays import ulp_error
 from refnorm._checks import one_of, positive
 from refnorm._typing import AnyArray
 
-GOLDEN_ROOT = Path(__file__).parent / "golden"
-SCHEMA = 1
-_RULES = ("ulp", "ulp_of_largest", "relative", "relative_of_largest", "exact")
+KINDS = ("value", "cotangents", "optimizer")
+RULES = ("ulp", "ulp_of_largest", "relative", "relative_of_largest", "exact")
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Tolerance:
     rule: str = "exact"
 
     def __post_init__(self) -> None:
-        one_of(self.rule, "rule", _RULES)
+        one_of(self.rule, "rule", RULES)
         if self.rule != "exact":
             positive(self.limit, "limit")
 
@@ -121,124 +114,11 @@ class GoldenCase:
     kind: str = "value"
 
     def __post_init__(self) -> None:
-        one_of(self.kind, "kind", ("value", "cotangents", "optimizer"))
+        one_of(self.kind, "kind", KINDS)
         if self.cotangent is not None:
             object.__setattr__(self, "kind", "cotangents")
 
-
-def method_names(root: Path = GOLDEN_ROOT) -> list[str]:
-    """Return the names ``"room/method"`` that have golden vectors."""
-    return sorted(str(path.relative_to(root).with_suffix("").as_posix()) for path in root.glob("*/*.json"))
-
-
-def save_cases(method: str, cases: Sequence[GoldenCase], root: Path = GOLDEN_ROOT) -> tuple[Path, Path]:
-    """Write ``root/method.json`` and ``root/method.npz``; both are replaced only when both are whole.
-
-    Raises
-    ------
-    ValueError
-        If two cases share a name or a value cannot be stored.
-    """
-    arrays: dict[str, AnyArray] = {}
-    entries = []
-    for number, case in enumerate(cases):
-        key = f"{number:03d}"
-        entries.append(
-            {
-                "function": case.function,
-                "name": case.name,
-                "kind": case.kind,
-                "args": [_encode(arg, f"{key}.args.{i}", arrays) for i, arg in enumerate(case.args)],
-                "options": {n: _encode(v, f"{key}.options.{n}", arrays) for n, v in case.options.items()},
-                "cotangent": _encode(case.cotangent, f"{key}.cotangent", arrays),
-                "expected": _encode(case.expected, f"{key}.expected", arrays),
-                "tolerance": {"limit": case.tolerance.limit, "rule": case.tolerance.rule},
-                "source": case.source,
-            }
-        )
-    names = [(case.function, case.name, case.kind) for case in cases]
-    if len(set(names)) != len(names):
-        raise ValueError(f"{method}: expected distinct case names, got {sorted(names)}")
-    manifest, data = root / f"{method}.json", root / f"{method}.npz"
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    text = json.dumps({"schema": SCHEMA, "method": method, "cases": entries}, indent=1) + "\n"
-    for path, content in ((data, buffer.getvalue()), (manifest, text.encode())):
-        path.with_suffix(path.suffix + ".part").write_bytes(content)
-    for path in (data, manifest):
-        os.replace(path.with_suffix(path.suffix + ".part"), path)
-    return manifest, data
-
-
-def load_cases(method: str, root: Path = GOLDEN_ROOT) -> list[GoldenCase]:
-    """Read the golden cases of ``"room/method"``.
-
-    Raises
-    ------
-    ValueError
-        If there are none of that name, or the files were written by an unknown schema.
-    """
-    manifest = root / f"{method}.json"
-    if not manifest.is_file():
-        known = ", ".join(method_names(root)) or "none"
-        raise ValueError(f"method: expected one of {known}, got {method!r}")
-    content = json.loads(manifest.read_text())
-    if content.get("schema") != SCHEMA:
-        raise ValueError(f"{manifest.name}: expected schema {SCHEMA}, got {content.get('schema')!r}")
-    with np.load(manifest.with_suffix(".npz"), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    for array in arrays.values():
-        array.setflags(write=False)
-    return [
-        GoldenCase(
-            function=entry["function"],
-            name=entry["name"],
-            args=tuple(_decode(arg, arrays) for arg in entry["args"]),
-            options={name: _decode(value, arrays) for name, value in entry["options"].items()},
-            cotangent=_decode(entry["cotangent"], arrays),
-            expected=_decode(entry["expected"], arrays),
-            tolerance=Tolerance(**entry["tolerance"]),
-            source=entry["source"],
-            kind=entry["kind"],
-        )
-        for entry in content["cases"]
-    ]
-
-
-def _encode(value: Any, key: str, arrays: dict[str, AnyArray]) -> Any:
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float) and not isinstance(value, np.floating):
-        return {"float": value.hex()}
-    if isinstance(value, (np.ndarray, np.generic)):
-        arrays[key] = np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value)
-        if arrays[key].dtype.kind not in "fiub":
-            raise ValueError(f"{key}: expected a float, integer or boolean array, got dtype {arrays[key].dtype}")
-        return {"array": key}
-    if isinstance(value, dict):
-        return {"dict": {name: _encode(item, f"{key}.{name}", arrays) for name, item in value.items()}}
-    if isinstance(value, (list, tuple)):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_encode(item, f"{key}.{i}", arrays) for i, item in enumerate(value)]}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        encoded = {name: _encode(item, f"{key}.{name}", arrays) for name, item in fields.items()}
-        return {"record": type(value).__name__, "fields": encoded}
-    raise ValueError(f"{key}: expected an array, number, string, list, dict or record, got {type(value).__name__}")
-
-
-def _decode(value: Any, arrays: Mapping[str, AnyArray]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    if "array" in value:
-        return arrays[value["array"]]
-    if "float" in value:
-        return float.fromhex(value["float"])
-    if "dict" in value:
-        return {name: _decode(item, arrays) for name, item in value["dict"].items()}
-    if "tuple" in value:
-        return tuple(_decode(item, arrays) for item in value["tuple"])
-    if "list" in value:
-        return [_decode(item, arrays) for item in value["list"]]
-    return SimpleNamespace(**{name: _decode(item, arrays) for name, item in value["fields"].items()})
+    @property
+    def target(self) -> str:
+        """The name that an implementation is looked up by: ``function``, or ``function_vjp`` for cotangents."""
+        return self.function + ("_vjp" if self.kind == "cotangents" else "")

@@ -38,7 +38,15 @@ def test_a_wrong_implementation_fails_and_says_why(function, problem):
 
 def test_nothing_to_test_is_an_error():
     with pytest.raises(ValueError, match="implementation: expected at least one function with golden vectors"):
-        run({"norms.unheard_of": layer_norm})
+        run({}, methods=["norms/layer_norm"])
+
+
+def test_a_misspelt_name_is_an_error_and_the_nearest_is_named():
+    message = r"expected names of functions with golden vectors, got 'norms.layernorm' \(nearest: norms.layer_norm, "
+    with pytest.raises(ValueError, match=message):
+        run(FULL | {"norms.layernorm": layer_norm})
+    with pytest.raises(ValueError, match="methods: expected methods with golden vectors, got 'norms/layer' "):
+        run(FULL, methods=["norms/layer"])
 
 
 def command(*arguments, cwd):
@@ -64,7 +72,7 @@ def test_command_on_a_third_partys_module(tmp_path):
     assert missing.stderr.strip() == "conformance: No module named 'no_such_module'"
     unknown = command("good", "--method", "norms/none", cwd=tmp_path)
     assert unknown.returncode == 2
-    assert "--method: expected one of" in unknown.stderr
+    assert "methods: expected methods with golden vectors, got 'norms/none' (nearest: " in unknown.stderr
 
 
 def test_files_hold_every_kind_of_argument(tmp_path):
@@ -95,7 +103,9 @@ def test_unknown_schema_and_method_are_refused(tmp_path):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 99}))
     with pytest.raises(ValueError, match=r"f\.json: expected schema 1, got 99"):
         load_cases("room/f", tmp_path)
-    with pytest.raises(ValueError, match="method: expected one of room/f, got 'room/g'"):
+    with pytest.raises(
+        ValueError, match=r"method: expected a method with golden vectors, got 'room/g' \(nearest: room/f\)"
+    ):
         load_cases("room/g", tmp_path)
 
 

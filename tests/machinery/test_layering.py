@@ -8,8 +8,8 @@ import pytest
 import refnorm
 
 PACKAGE = Path(refnorm.__file__).parent
-OPTIONAL = {"cli.py", "__main__.py"}
-"""Modules that belong to an extra."""
+OPTIONAL = {"cli", "__main__.py"}
+"""Modules and folders that belong to an extra."""
 
 
 def imports(path, *, top_level_only):
@@ -25,7 +25,7 @@ def imports(path, *, top_level_only):
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_reference_stands_on_numpy_and_scipy_alone(path):
     allowed = {*sys.stdlib_module_names, "numpy", "scipy", "refnorm"}
-    if path.name in OPTIONAL:
+    if OPTIONAL & {path.name, path.parent.name}:
         pytest.skip("belongs to an extra")
     assert {name.split(".")[0] for name in imports(path, top_level_only=True)} <= allowed
     assert "refnorm_fast" not in {name.split(".")[0] for name in imports(path, top_level_only=False)}

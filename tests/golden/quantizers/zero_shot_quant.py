@@ -18,7 +18,7 @@ def cases():
 
 
 def by_hand():
-    root = np.sqrt(np.longdouble(2))
+    root = np.sqrt(2.0)
     args = (np.array([[[1.0, 3.0]]]), np.zeros(1), np.ones(1))
     return [
         GoldenCase("quantizers.bn_stats_loss", "mean 2, variance 2", args, 4 + (root - 1) ** 2, "by hand", ULP, {"eps": 0.0}),
