@@ -1,8 +1,10 @@
 """Normalization layers as SIMD kernels."""
 
-from refnorm_fast.norms._channel import (
+from refnorm_fast.norms._alpha import (
     alpha_batch_norm,
     alpha_batch_norm_vjp,
+)
+from refnorm_fast.norms._batch import (
     batch_norm,
     batch_norm_eval,
     batch_norm_eval_vjp,
@@ -11,26 +13,6 @@ from refnorm_fast.norms._channel import (
     batch_norm_vjp,
     batch_statistics,
     batch_statistics_vjp,
-    evonorm_b0_eval,
-    evonorm_b0_eval_vjp,
-    evonorm_b0_train,
-    evonorm_b0_train_vjp,
-    evonorm_s0,
-    evonorm_s0_vjp,
-    ghost_batch_norm,
-    ghost_batch_norm_train,
-    ghost_batch_norm_train_vjp,
-    ghost_batch_norm_vjp,
-    l1_batch_norm,
-    l1_batch_norm_vjp,
-    l1_batch_statistics,
-    l1_batch_statistics_vjp,
-    mean_only_batch_norm,
-    mean_only_batch_norm_vjp,
-    power_norm_v,
-    power_norm_v_vjp,
-    unified_norm,
-    unified_norm_vjp,
 )
 from refnorm_fast.norms._core import (
     add_layer_norm,
@@ -43,6 +25,20 @@ from refnorm_fast.norms._core import (
     layer_norm_vjp,
     rms_norm,
     rms_norm_vjp,
+)
+from refnorm_fast.norms._evonorm import (
+    evonorm_b0_eval,
+    evonorm_b0_eval_vjp,
+    evonorm_b0_train,
+    evonorm_b0_train_vjp,
+    evonorm_s0,
+    evonorm_s0_vjp,
+)
+from refnorm_fast.norms._ghost import (
+    ghost_batch_norm,
+    ghost_batch_norm_train,
+    ghost_batch_norm_train_vjp,
+    ghost_batch_norm_vjp,
 )
 from refnorm_fast.norms._group import (
     group_norm,
@@ -58,7 +54,17 @@ from refnorm_fast.norms._group import (
     weight_standardize,
     weight_standardize_vjp,
 )
+from refnorm_fast.norms._l1 import (
+    l1_batch_norm,
+    l1_batch_norm_vjp,
+    l1_batch_statistics,
+    l1_batch_statistics_vjp,
+)
 from refnorm_fast.norms._maps import spade, spade_modulate, spade_modulate_vjp, spade_vjp
+from refnorm_fast.norms._mean_only import (
+    mean_only_batch_norm,
+    mean_only_batch_norm_vjp,
+)
 from refnorm_fast.norms._planes import (
     batch_channel_norm,
     batch_channel_norm_estimated,
@@ -66,6 +72,14 @@ from refnorm_fast.norms._planes import (
     batch_channel_norm_vjp,
     unmix_norm,
     unmix_norm_vjp,
+)
+from refnorm_fast.norms._power import (
+    power_norm_v,
+    power_norm_v_vjp,
+)
+from refnorm_fast.norms._unified import (
+    unified_norm,
+    unified_norm_vjp,
 )
 
 __all__ = [

@@ -33,11 +33,6 @@ cdef enum Kind:
     LAYER_NORM = 0
 
 
-cdef np.ndarray _contiguous(array):
-    cdef np.ndarray given = <np.ndarray> array
-    return given if np.PyArray_ISCARRAY_RO(given) else numpy.array(given, order="C")
-
-
 cdef class _Rows:
     """Rows of a contiguous x, and their statistics where x is not standardized yet."""
 
@@ -47,7 +42,7 @@ cdef class _Rows:
     cdef bint single
 
     def __cinit__(self, np.ndarray x, size_t rows, eps):
-        self.x = _contiguous(x)
+        self.x = _in_order(x)
         self.single = np.PyArray_TYPE(x) == np.NPY_FLOAT
         size = np.PyArray_SIZE(x)
         self.shape = rn_groups(kind=LAYER_NORM, examples=rows, groups=1, channels=size // rows if rows else 0, places=1, ddof=0,
@@ -55,8 +50,8 @@ cdef class _Rows:
 
     cdef modulated(self, gain, bias, np.ndarray y, bint standardize):
         """y = h (1 + gain) + bias"""
-        cdef np.ndarray gains = _contiguous(gain)
-        cdef np.ndarray shifts = _contiguous(bias)
+        cdef np.ndarray gains = _in_order(gain)
+        cdef np.ndarray shifts = _in_order(bias)
         if standardize:
             self.centre, self.inv_std = numpy.empty(self.shape.examples), numpy.empty(self.shape.examples)
         cdef void *x = np.PyArray_DATA(self.x)
@@ -81,7 +76,7 @@ cdef class _Rows:
 
     cdef tuple back(self, gain, np.ndarray dy):
         """The cotangents of h and of the gains."""
-        cdef np.ndarray gains = _contiguous(gain)
+        cdef np.ndarray gains = _in_order(gain)
         cdef np.ndarray dh = _fresh(self.x)
         cdef np.ndarray dgain = _fresh(self.x)
         cdef void *x = np.PyArray_DATA(self.x)
@@ -123,7 +118,7 @@ cdef class _Rows:
     cdef np.ndarray cotangent(self, dy):
         array = numpy.asarray(dy, dtype=(<object> self.x).dtype)
         _checks.shape(array, "dy", (<object> self.x).shape)
-        return _contiguous(array)
+        return _in_order(array)
 
 
 cdef tuple _checked_maps(x_hat, gain_map, bias_map):

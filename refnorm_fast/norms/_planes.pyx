@@ -14,37 +14,10 @@ from refnorm.norms._unmix_test_time_norm import _checked as _check_components
 np.import_array()
 
 include "../_kernels/rows.pxi"
-
-cdef extern from "channel_norm.h":
-    enum:
-        RN_MEAN_NORM
-        RN_GIVEN_NORM
-
-    ctypedef struct rn_channel_shape:
-        size_t outer, channels, inner, ghosts, ghost_outer
-
-    ctypedef struct rn_channel:
-        double mean, low, spread, sign, inverse
-
-    ctypedef struct rn_channel_line:
-        double mean, low, scale, level, slope
-
-    ctypedef struct rn_channel_norm_table:
-        int (*norm_f32)(int, const float *, const float *, const float *, float *, rn_channel_shape, double, double, rn_channel *) nogil
-        int (*norm_f64)(int, const double *, const double *, const double *, double *, rn_channel_shape, double, double, rn_channel *) nogil
-        int (*sums_f32)(const float *, const float *, rn_channel_shape, const rn_channel_line *, double *) nogil
-        int (*sums_f64)(const double *, const double *, rn_channel_shape, const rn_channel_line *, double *) nogil
-        int (*combine_f32)(const float *, const float *, float *, rn_channel_shape, const rn_channel_line *, double *) nogil
-        int (*combine_f64)(const double *, const double *, double *, rn_channel_shape, const rn_channel_line *, double *) nogil
-    const rn_channel_norm_table *rn_channel_norm() nogil
+include "_channel_norm.pxi"
 
 SHORTEST_PLANE = 32
 """Places from which on planes are swept; the reference takes shorter ones, which would be all bookkeeping."""
-
-
-cdef np.ndarray _contiguous(array):
-    cdef np.ndarray given = <np.ndarray> array
-    return given if np.PyArray_ISCARRAY_RO(given) else numpy.array(given, order="C")
 
 
 cdef class _Planes:
@@ -57,7 +30,7 @@ cdef class _Planes:
     cdef readonly double places
 
     def __cinit__(self, np.ndarray x):
-        self.x = _contiguous(x)
+        self.x = _in_order(x)
         self.pair = (<object> x).shape[:2]
         self.single = np.PyArray_TYPE(x) == np.NPY_FLOAT
         planes = self.pair[0] * self.pair[1]
@@ -81,7 +54,7 @@ cdef class _Planes:
     cdef tuple moments(self):
         """Every plane's mean and variance."""
         channels = numpy.zeros((self.shape.channels, 5))
-        self._norm(RN_MEAN_NORM, channels, None, None)
+        self._norm(MEAN, channels, None, None)
         return (channels[:, 0] + channels[:, 1]).reshape(self.pair), channels[:, 2].reshape(self.pair)
 
     cdef write(self, mean, scale, level, out):
@@ -99,13 +72,13 @@ cdef class _Planes:
         channels[:, 0] = numpy.broadcast_to(mean, self.pair).ravel()
         channels[:, 4] = numpy.broadcast_to(scale, self.pair).ravel()
         bias = _in_order(numpy.broadcast_to(level, self.pair), (<object> self.x).dtype)
-        self._norm(RN_GIVEN_NORM, channels, bias, y)
+        self._norm(GIVEN, channels, bias, y)
         return y
 
     cdef np.ndarray cotangent(self, dy):
         array = numpy.asarray(dy, dtype=(<object> self.x).dtype)
         _checks.shape(array, "dy", (<object> self.x).shape)
-        return _contiguous(array)
+        return _in_order(array)
 
     cdef np.ndarray _lines(self, mean, scale, level, slope):
         lines = numpy.zeros((self.shape.channels, 5))
