@@ -58,15 +58,22 @@ static void box_areas(const double *corners, size_t n, double offset, double *ar
         area[i] = ((corners[2 * n + i] - corners[i]) + offset) * ((corners[3 * n + i] - corners[n + i]) + offset);
 }
 
-/* Intersections over unions of one box with those from `i` on; 0 where the union has no area. */
-RN_INLINE vf64 overlaps(box a, boxes b, size_t i, size_t lanes, double offset) {
 #define LANE(from) (lanes == VF64 ? vf64_load(b.from + i) : vf64_load_part(b.from + i, lanes, 0))
+/* Areas that one box has in common with those from `i` on. */
+RN_INLINE vf64 intersections(box a, boxes b, size_t i, size_t lanes, double offset) {
     vf64 none = vf64_set(0.0);
     vf64 width = (vf64_min(vf64_set(a.x2), LANE(x2)) - vf64_max(vf64_set(a.x1), LANE(x1))) + offset;
     vf64 height = (vf64_min(vf64_set(a.y2), LANE(y2)) - vf64_max(vf64_set(a.y1), LANE(y1))) + offset;
-    vf64 inter = vf64_max(width, none) * vf64_max(height, none), whole = (a.area + LANE(area)) - inter;
-#undef LANE
+    return vf64_max(width, none) * vf64_max(height, none);
+}
+/* Those over the unions; 0 where the union has no area. */
+RN_INLINE vf64 over_unions(vf64 inter, box a, boxes b, size_t i, size_t lanes) {
+    vf64 none = vf64_set(0.0), whole = (a.area + LANE(area)) - inter;
     return vf64_select((vi64)(whole > none), inter / whole, none);
+}
+#undef LANE
+RN_INLINE vf64 overlaps(box a, boxes b, size_t i, size_t lanes, double offset) {
+    return over_unions(intersections(a, b, i, lanes, offset), a, b, i, lanes);
 }
 
 #define T float
@@ -129,11 +136,13 @@ static void lower_scores(pile *p, box best, int64_t label, const rn_decay *decay
     vi64 wanted = (vi64){0} + label;
     for (size_t i = 0; i < p->count; i += VF64) {
         size_t lanes = p->count - i < VF64 ? p->count - i : VF64;
+        const vf64 none = vf64_set(0.0), gone = vf64_set(-INFINITY);
+        vf64 inter = intersections(best, left, i, lanes, offset);
+        if (!vi64_any((vi64)(inter > none))) continue; /* every factor is 1, and most boxes are apart: no quotient */
         vi64 labels = (vi64)(lanes == VF64 ? vf64_load((const double *)(p->label + i))
                                            : vf64_load_part((const double *)(p->label + i), lanes, 0));
-        const vf64 none = vf64_set(0.0), gone = vf64_set(-INFINITY);
-        vf64 iou = vf64_select((vi64)(labels == wanted), overlaps(best, left, i, lanes, offset), none);
-        if (!vi64_any((vi64)(iou > none))) continue; /* every factor is 1 */
+        vf64 iou = vf64_select((vi64)(labels == wanted), over_unions(inter, best, left, i, lanes), none);
+        if (!vi64_any((vi64)(iou > none))) continue;
         vf64 score = vf64_load_part(scores + i, lanes, -INFINITY), factor = decay_of(iou, decay);
         vf64 lowered = score * factor, next = vf64_select((vi64)(lowered < threshold), gone, lowered);
         if (prune_overlap) next = vf64_select((vi64)(iou > none), next, lowered);

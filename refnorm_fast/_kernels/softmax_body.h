@@ -120,12 +120,12 @@ static N(scaling) N(scaling_for)(T largest, int subtract) {
  * rounding it is the largest error of all. What remains is the rounding of p and that of t, each a quarter of the unit 2^-24
  * (2^-53). EXACT leaves p as an unevaluated sum *p + *rest with neither. */
 #define WAYS 4
-RN_INLINE void N(exp_parts)(const VT *entries, VT floor, VI offset, VT *p, VT *rest, VT *power, int count,
-                            int EXACT) {
+RN_INLINE void N(exp_parts_each)(const VT *entries, const VT *floor, const VI *offset, VT *p, VT *rest, VT *power, int count,
+                                 int EXACT) {
     VT x[WAYS], n[WAYS], t[WAYS], low[WAYS], t2[WAYS];
-    for (int k = 0; k < count; k++) x[k] = V(max)(floor, entries[k]); /* NaN passes: it is the second */
+    for (int k = 0; k < count; k++) x[k] = V(max)(floor[k], entries[k]); /* NaN passes: it is the second */
     for (int k = 0; k < count; k++) n[k] = V(exp_exponent)(x[k]);
-    for (int k = 0; k < count; k++) power[k] = (VT)((((VI)n[k]) + offset) << MANTISSA_BITS);
+    for (int k = 0; k < count; k++) power[k] = (VT)((((VI)n[k]) + offset[k]) << MANTISSA_BITS);
     for (int k = 0; k < count; k++) n[k] -= MAGIC;
     for (int k = 0; k < count; k++)
         t[k] = EXACT ? V(exp_reduce_pair)(x[k], n[k], &low[k]) : V(exp_reduce)(x[k], n[k]);
@@ -139,6 +139,13 @@ RN_INLINE void N(exp_parts)(const VT *entries, VT floor, VI offset, VT *p, VT *r
             p[k] = V(fma)(t2[k], p[k], t[k]);
         }
     }
+}
+/* The same with one scaling for all of them. */
+RN_INLINE void N(exp_parts)(const VT *entries, VT floor, VI offset, VT *p, VT *rest, VT *power, int count, int EXACT) {
+    VT floors[WAYS];
+    VI offsets[WAYS];
+    for (int k = 0; k < count; k++) floors[k] = floor, offsets[k] = offset;
+    N(exp_parts_each)(entries, floors, offsets, p, rest, power, count, EXACT);
 }
 
 /* Adds the term (1 + p) power to *sum + *lost, and returns it rounded.

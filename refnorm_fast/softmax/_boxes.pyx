@@ -3,6 +3,7 @@
 import numpy
 
 cimport numpy as np
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 
 np.import_array()
@@ -26,6 +27,52 @@ cdef extern from "select.h":
 cdef np.ndarray _side_by_side(boxes):
     """Corners (4, n) in float64."""
     return numpy.array(boxes.T, dtype=numpy.float64, order="C")
+
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef bint _take(const real *boxes, const real *scores, size_t n, double *corners, double *wide) noexcept nogil:
+    """Boxes and scores in float64; whether all are finite, no box is inside out and no score is below 0."""
+    cdef size_t i
+    cdef bint sound = True
+    for i in range(n):
+        corners[i], corners[n + i] = boxes[4 * i], boxes[4 * i + 1]
+        corners[2 * n + i], corners[3 * n + i] = boxes[4 * i + 2], boxes[4 * i + 3]
+        wide[i] = scores[i]
+        # the difference of a number that is not finite and itself is NaN
+        sound &= (boxes[4 * i] <= boxes[4 * i + 2]) & (boxes[4 * i + 1] <= boxes[4 * i + 3]) & (scores[i] >= 0)
+        sound &= (boxes[4 * i] - boxes[4 * i] == 0) & (boxes[4 * i + 1] - boxes[4 * i + 1] == 0)
+        sound &= (boxes[4 * i + 2] - boxes[4 * i + 2] == 0) & (boxes[4 * i + 3] - boxes[4 * i + 3] == 0)
+        sound &= scores[i] - scores[i] == 0
+    return sound
+
+
+cdef bint _sound(np.ndarray boxes, np.ndarray scores, np.ndarray corners, np.ndarray current):
+    """Whether the arguments need no closer look and are copied to `corners` and `current`: one pass, for the sake of few boxes."""
+    if not (np.PyArray_NDIM(boxes) == 2 and np.PyArray_NDIM(scores) == 1 and np.PyArray_DIM(boxes, 1) == 4
+            and np.PyArray_DIM(boxes, 0) == np.PyArray_DIM(scores, 0) and np.PyArray_TYPE(boxes) == np.PyArray_TYPE(scores)
+            and np.PyArray_ISCARRAY_RO(boxes) and np.PyArray_ISCARRAY_RO(scores)):
+        return False
+    cdef void *here = np.PyArray_DATA(boxes)
+    cdef void *rank = np.PyArray_DATA(scores)
+    cdef double *to = <double *> np.PyArray_DATA(corners)
+    cdef double *wide = <double *> np.PyArray_DATA(current)
+    cdef size_t n = np.PyArray_DIM(boxes, 0)
+    if np.PyArray_TYPE(boxes) == np.NPY_FLOAT:
+        return _take(<const float *> here, <const float *> rank, n, to, wide)
+    return _take(<const double *> here, <const double *> rank, n, to, wide)
+
+
+cdef bint _plain_options(method, iou_threshold, sigma, score_threshold, offset, prune):
+    """Whether the options are floats and words that need no closer look."""
+    if not (type(iou_threshold) is float and type(sigma) is float and type(score_threshold) is float and type(offset) is float):
+        return False
+    cdef double threshold = iou_threshold, width = sigma, least = score_threshold, added = offset
+    return (type(method) is str and method in reference.DECAYS and type(prune) is str and prune in reference.PRUNE_RULES
+            and 0 <= threshold <= 1 and 0 < width < INFINITY and 0 <= least < INFINITY and 0 <= added < INFINITY)
 
 
 def box_iou(a, b, *, offset=0.0, out=None):
@@ -154,29 +201,39 @@ def soft_nms(boxes, scores, *, method="gaussian", iou_threshold=0.3, sigma=0.5, 
     >>> kept.indices, kept.scores.round(4)
     (array([0, 2, 1]), array([0.9   , 0.7   , 0.4852]))
     """
-    boxes, scores = reference._boxes(boxes, "boxes"), _checks.float_array(scores, "scores")
-    _checks.same_dtype("boxes", boxes, scores=scores)
-    _checks.shape(scores, "scores", boxes.shape[:1])
-    _checks.finite(scores, "scores")
-    if (scores < 0).any():
-        _checks.fail("scores", "numbers of at least 0", scores.min())
-    reference._check_decay(method, iou_threshold, sigma)
-    _checks.non_negative(score_threshold, "score_threshold")
-    _checks.non_negative(offset, "offset")
-    _checks.one_of(prune, "prune", reference.PRUNE_RULES)
-    cdef np.ndarray classes = _in_order(numpy.asarray(reference._classes(labels, len(boxes)), dtype=numpy.int64))
-    cdef np.ndarray corners = _side_by_side(boxes)
-    cdef np.ndarray current = numpy.array(scores, dtype=numpy.float64, order="C")
-    cdef np.ndarray order = numpy.empty(len(boxes), dtype=numpy.int64)
+    cdef np.ndarray given = _float_array(boxes, "boxes")
+    cdef np.ndarray ranked = _float_array(scores, "scores")
+    cdef np.npy_intp sides[2]
+    sides[0], sides[1] = 4, np.PyArray_DIM(given, 0) if np.PyArray_NDIM(given) else 0
+    cdef np.ndarray corners = np.PyArray_SimpleNew(2, sides, np.NPY_DOUBLE)
+    cdef np.ndarray current = np.PyArray_SimpleNew(1, sides + 1, np.NPY_DOUBLE)
+    cdef np.ndarray order = np.PyArray_SimpleNew(1, sides + 1, np.NPY_INT64)
+    if not (_plain_options(method, iou_threshold, sigma, score_threshold, offset, prune)
+            and _sound(given, ranked, corners, current)):
+        given, ranked = reference._boxes(boxes, "boxes"), _checks.float_array(scores, "scores")
+        _checks.same_dtype("boxes", given, scores=ranked)
+        _checks.shape(ranked, "scores", (<object> given).shape[:1])
+        _checks.finite(ranked, "scores")
+        if ((<object> ranked) < 0).any():
+            _checks.fail("scores", "numbers of at least 0", (<object> ranked).min())
+        reference._check_decay(method, iou_threshold, sigma)
+        _checks.non_negative(score_threshold, "score_threshold")
+        _checks.non_negative(offset, "offset")
+        _checks.one_of(prune, "prune", reference.PRUNE_RULES)
+        corners = _side_by_side(given)
+        current = numpy.array(ranked, dtype=numpy.float64, order="C")
+    cdef np.ndarray classes = None
+    if labels is not None:
+        classes = _in_order(numpy.asarray(reference._classes(labels, np.PyArray_DIM(given, 0)), dtype=numpy.int64))
     cdef rn_decay decay
     decay.method = reference.DECAYS.index(method)
     decay.iou_threshold = iou_threshold
     decay.sigma = sigma
     cdef double *numbers = <double *> np.PyArray_DATA(corners)
     cdef double *lowered = <double *> np.PyArray_DATA(current)
-    cdef int64_t *groups = <int64_t *> np.PyArray_DATA(classes)
+    cdef int64_t *groups = NULL if classes is None else <int64_t *> np.PyArray_DATA(classes)
     cdef int64_t *places = <int64_t *> np.PyArray_DATA(order)
-    cdef size_t n = len(boxes)
+    cdef size_t n = np.PyArray_DIM(given, 0)
     cdef double threshold = score_threshold, added = offset
     cdef int overlap = prune == "overlap"
     cdef Py_ssize_t kept
@@ -184,8 +241,14 @@ def soft_nms(boxes, scores, *, method="gaussian", iou_threshold=0.3, sigma=0.5, 
         kept = rn_select().soft_nms(numbers, lowered, groups, n, &decay, threshold, added, overlap, places)
     if kept < 0:
         raise MemoryError
-    indices = numpy.array((<object> order)[:kept], dtype=numpy.intp)
-    return SoftNMSResult(indices=indices, scores=(<object> current)[indices].astype(scores.dtype))
+    cdef np.npy_intp count = kept
+    cdef np.ndarray indices = np.PyArray_SimpleNew(1, &count, np.NPY_INTP)
+    cdef np.ndarray final = np.PyArray_SimpleNew(1, &count, np.NPY_DOUBLE)
+    cdef np.npy_intp i
+    for i in range(count):
+        (<np.npy_intp *> np.PyArray_DATA(indices))[i] = places[i]
+        (<double *> np.PyArray_DATA(final))[i] = lowered[places[i]]
+    return SoftNMSResult(indices=indices, scores=final if np.PyArray_TYPE(ranked) == np.NPY_DOUBLE else final.astype(numpy.float32))
 
 
 def soft_nms_vjp(boxes, scores, *, method="gaussian", iou_threshold=0.3, sigma=0.5, score_threshold=1e-3, offset=0.0,
