@@ -37,6 +37,12 @@ def fail_type(name: str, expected: str, got: object) -> NoReturn:
     raise TypeError(f"{name}: expected {expected}, got {got}")
 
 
+def reason(error: BaseException) -> str:
+    """Return what an exception says on one line of at most 200 characters: other libraries quote whole files."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def float_array(x: Any, name: str, *, ndim: int | None = None, min_ndim: int = 0) -> AnyArray:
     """Return ``x`` as a float32 or float64 array, or raise.
 

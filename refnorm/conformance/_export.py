@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import refnorm
+from refnorm import _checks
 from refnorm._names import got
 from refnorm._typing import AnyArray
 from refnorm.conformance._cases import GoldenCase
@@ -378,7 +379,7 @@ def read_safetensors(path: Path) -> dict[str, AnyArray]:
     try:
         header = json.loads(content[8 : 8 + length])
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name}: expected a JSON header, got: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path.name}: expected a JSON header, got: {_checks.reason(error)}") from None
     if not isinstance(header, dict):
         raise ValueError(f"{path.name}: expected a JSON object as header, got {type(header).__name__}")
     body = memoryview(content)[8 + length :]

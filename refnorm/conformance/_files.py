@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from refnorm import _checks
 from refnorm._names import got
 from refnorm._typing import AnyArray
 from refnorm.conformance._cases import GoldenCase, Tolerance
@@ -164,7 +166,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except (RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path.name}: expected JSON, got: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path.name}: expected JSON, got: {_checks.reason(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -202,7 +204,7 @@ def _read_archive(path: Path) -> dict[str, AnyArray]:
         LookupError,
         ValueError,
     ) as error:
-        raise ValueError(f"{path.name}: expected a whole .npz file, got: {error or type(error).__name__}") from None
+        raise ValueError(f"{path.name}: expected a whole .npz file, got: {_checks.reason(error)}") from None
     return {name.removesuffix(".npy"): _read_array(part, f"{path.name}: {name}") for name, part in contents.items()}
 
 
@@ -213,9 +215,8 @@ def _read_array(content: bytes, where: str) -> AnyArray:
         if version != (1, 0):
             raise ValueError(f"format version {version}")
         shape, column_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{where}: expected an array in NumPy's format, got: {reason:.200}") from None
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{where}: expected an array in NumPy's format, got: {_checks.reason(error)}") from None
     return array_of(content[stream.tell() :], dtype, shape, where, order="F" if column_order else "C")
 
 

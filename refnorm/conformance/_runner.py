@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -80,17 +81,31 @@ def load_implementation(name: str) -> Implementation:
     module_name, colon, attribute = name.partition(":")
     if not module_name or (colon and not attribute):
         raise ValueError(f"implementation: expected MODULE or MODULE:MAPPING, got {name!r}")
-    module = importlib.import_module(module_name)
+    module = _attempt(lambda: importlib.import_module(module_name), module_name)
     if not colon:
+        if not isinstance(module, ModuleType):
+            raise ValueError(f"implementation: expected a module, got {type(module).__name__}: {module_name}")
         return module
     if not hasattr(module, attribute):
         raise ValueError(f"implementation: expected a name in {module_name}, got {got(attribute, dir(module))}")
     found = getattr(module, attribute)
     if callable(found):
-        found = found()
+        found = _attempt(found, name)
     if not isinstance(found, Mapping) or not all(isinstance(k, str) and callable(f) for k, f in found.items()):
         raise ValueError(f"implementation: expected a mapping of names to functions, got {type(found).__name__}")
     return found
+
+
+def _attempt(call: Callable[[], Any], name: str) -> Any:
+    """Run somebody else's code; what it raises is told with its place, but for a package that is missing."""
+    try:
+        return call()
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{last.filename}:{last.lineno}"
+        raise ValueError(f"implementation: {name}: {type(error).__name__}: {error} ({place})") from error
 
 
 def run(

