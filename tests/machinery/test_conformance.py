@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refnorm.conformance import GoldenCase, Tolerance, format_table, load_cases, run, save_cases
+from refnorm.conformance import GoldenCase, Tolerance, format_table, functions_of, load_cases, run, save_cases
 from refnorm.norms import layer_norm, layer_norm_vjp
 
 FULL = {"norms.layer_norm": layer_norm, "norms.layer_norm_vjp": layer_norm_vjp}
@@ -109,6 +109,28 @@ def test_unknown_schema_and_method_are_refused(tmp_path):
         load_cases("room/g", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.array(["a"]), r"0\.args\.0: expected a float, integer or boolean array, got dtype <U1"),
+        (object(), r"0\.args\.0: expected an array, number, string, list, dict or record, got object"),
+        (GoldenCase, "got type"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused(tmp_path, value, message):
+    with pytest.raises(ValueError, match=message):
+        save_cases("room/f", [GoldenCase("room.f", "r", (value,), np.ones(1), "by hand")], tmp_path)
+    assert not list(tmp_path.glob("**/*.*"))
+
+
+def test_a_module_may_declare_its_functions_and_run_tells_how_far_it_is():
+    module = SimpleNamespace(CONFORMANCE={"norms.layer_norm": layer_norm})
+    assert functions_of(module) == {"norms.layer_norm": layer_norm}
+    seen = []
+    run(FULL, methods=["norms/layer_norm"], progress=seen.append)
+    assert seen == ["norms/layer_norm"]
+
+
 def test_two_cases_of_one_name_are_refused(tmp_path):
     case = GoldenCase("room.f", "same", (1,), np.ones(1), "by hand")
     with pytest.raises(ValueError, match="expected distinct case names"):
@@ -124,6 +146,8 @@ def test_two_cases_of_one_name_are_refused(tmp_path):
         (Tolerance(2, "ulp"), [1.0 + 2**-52], [1.0], 1.0),
         (Tolerance(2, "ulp"), [np.inf, 1.0], [np.inf, 1.0], 0.0),
         (Tolerance(2, "ulp"), [np.inf], [1.0], np.inf),
+        (Tolerance(2, "ulp"), [1.0, 1.0], [1.0, np.inf], np.inf),
+        (Tolerance(2, "ulp"), [np.inf, np.nan], [np.inf, np.nan], 0.0),
         (Tolerance(2, "ulp_of_largest"), [0.0, 4.0], [2**-50, 4.0], 1.0),
         (Tolerance(1, "relative"), [1.5], [1.0], 0.5),
         (Tolerance(1, "relative"), [1.5], [0.0], np.inf),

@@ -69,6 +69,11 @@ def test_trees_floats_integers_and_missing_arrays():
     assert check_vjp(f_vjp, params, 2.0, np.array([0, 0, 3]), None).worst_error < 1e-9
 
 
+def test_a_missing_array_has_no_cotangent():
+    with pytest.raises(GradientMismatch, match="argument 1 is None but got a cotangent"):
+        check_vjp(lambda x, bias: (2 * x, lambda g: (2 * g, g)), X, None)
+
+
 def test_surrogate_replaces_the_function():
     def rounded_vjp(x):
         return np.rint(x), lambda g: (g,)

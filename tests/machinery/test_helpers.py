@@ -1,6 +1,8 @@
 import dataclasses
 import importlib
 import inspect
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 import refnorm
 from refnorm import _checks, catalogue
 from refnorm._arrays import sum_to, ulp_error
+from refnorm.claims import Claim
 from refnorm.tree import tree_leaves, tree_map
 
 
@@ -72,6 +75,8 @@ def test_tree_map_keeps_structure_and_reports_where_it_differs():
     assert [path for path, _ in tree_leaves(tree)] == ["a.0", "a.1.0", "a.1.1", "b.left", "b.right.c"]
     with pytest.raises(ValueError, match=r"b\.right: expected the same structure"):
         tree_map(lambda a, b: a, tree, tree | {"b": Pair(3.0, {"d": 4.0})})
+    with pytest.raises(ValueError, match=r"a\.0: expected a leaf in every tree, got an inner node"):
+        tree_map(lambda a, b: a, tree, tree | {"a": [[1.0], (2.0, None)]})
 
 
 def test_catalogue_has_nothing_missing():
@@ -80,6 +85,29 @@ def test_catalogue_has_nothing_missing():
         status = catalogue.status(method)
         missing = [name for name, there in status.parts.items() if there is False]
         assert not missing, f"{method.chapter}: {missing}"
+
+
+def test_catalogue_without_kernels_and_outside_a_checkout(monkeypatch):
+    method = catalogue.find("norms/layer_norm")
+    assert "layer_norm_vjp" in catalogue.status(method).kernels
+    monkeypatch.setitem(sys.modules, "refnorm_fast.norms", None)
+    assert catalogue.status(method).kernels == ()
+    # A checkout in which the method's tests have not been written yet.
+    monkeypatch.setattr(catalogue, "source_root", lambda: Path("nowhere"))
+    status = catalogue.status(method)
+    assert (status.checked_vjps, status.claim, status.chapter) == ((), False, False)
+    assert status.parts["gradient check"] is False
+    monkeypatch.setattr(catalogue, "source_root", lambda: None)
+    status = catalogue.status(method)
+    assert (status.claim, status.chapter, status.parts["gradient check"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("holds", "refuted", "as_stated"),
+    [(True, "", True), (False, "", False), (False, "too small to show", True), (True, "too small to show", False)],
+)
+def test_a_claim_is_as_stated_when_it_comes_out_as_the_book_says(holds, refuted, as_stated):
+    assert Claim(statement="s", expected="e", holds=holds, refuted=refuted).as_stated is as_stated
 
 
 def test_catalogue_finds_by_short_and_full_name():

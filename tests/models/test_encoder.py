@@ -1,5 +1,9 @@
+import errno
 import json
+import os
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("safetensors", reason="loading models needs the extra demo")
 pytest.importorskip("tokenizers", reason="loading models needs the extra demo")
 
-from tiny_model import CONFIG, tensors, write_model
+from tiny_model import CONFIG, tensors, tokenizer, write_model
 
 from refnorm.models import ModelError, bert_embed, load_encoder, ops_named, reference_ops
 from refnorm.models._encoder import pack
@@ -189,6 +193,7 @@ def without(name):
         ({"files": {"config.json": "[]"}}, "config.json: expected a JSON object, got list"),
         ({"files": {"tokenizer.json": "{}"}}, "tokenizer.json: expected a tokenizer, got"),
         ({"files": {"model.safetensors": "no tensors"}}, "expected a whole safetensors file, got"),
+        ({"files": {"modules.json": '{"type": "models.Pooling"}'}}, "modules.json: expected a list of modules"),
         ({"files": {"modules.json": '[{"type": "models.Dense"}]'}}, "expected modules .*, got Dense"),
         ({"files": {"1_Pooling/config.json": '{"pooling_mode_max_tokens": true}'}}, "got pooling_mode_max_tokens"),
         ({"max_tokens": 0}, "max_seq_length: expected an integer >= 3, got 0"),
@@ -228,6 +233,69 @@ def test_without_a_directory_the_installed_model_is_looked_for(monkeypatch):
         ModelError, match="no directory given and package no_such_package is not installed; `pip install"
     ):
         load_encoder()
+
+
+def test_ids_are_embedded_like_the_texts_that_they_came_from(encoder):
+    np.testing.assert_array_equal(encoder.embed_ids(encoder.tokenize(TEXTS)), encoder.embed(TEXTS))
+
+
+def test_without_the_files_of_sentence_transformers_the_mean_of_all_positions_is_normalized(tmp_path, encoder):
+    # Or with a file that leaves the length open.
+    for folder, files in (("a", {}), ("b", {"sentence_bert_config.json": "{}"})):
+        path = write_model(tmp_path / folder, files=files)
+        if not files:
+            (path / "sentence_bert_config.json").unlink()
+        other = load_encoder(path)
+        assert other.max_tokens == CONFIG["max_position_embeddings"]
+        short = [text for text in TEXTS if len(text) < 100]
+        np.testing.assert_allclose(other.embed(short), encoder.embed(short), atol=1e-6)
+
+
+def test_the_first_tokens_vector_without_normalization(tmp_path):
+    listed = json.dumps([{"type": "models.Transformer"}, {"type": "models.Pooling", "path": "1_Pooling"}])
+    pooling = {"1_Pooling/config.json": json.dumps({"pooling_mode_cls_token": True})}
+    plain = load_encoder(write_model(tmp_path / "a", files={"modules.json": listed, **pooling})).embed(TEXTS)
+    unit = load_encoder(write_model(tmp_path / "b", files=pooling)).embed(TEXTS)
+    lengths = np.linalg.norm(plain, axis=1, keepdims=True)
+    assert not np.allclose(lengths, 1)
+    np.testing.assert_allclose(plain / lengths, unit, atol=1e-6)
+
+
+def test_operations_say_which_activations_they_have(directory):
+    few = SimpleNamespace(**vars(reference_ops) | {"ACTIVATIONS": ("relu",)})
+    with pytest.raises(ModelError, match="hidden_act: expected one of relu with these operations, got gelu"):
+        load_encoder(directory, ops=few)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def denied(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    write_model(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.safe_open", denied)
+        with pytest.raises(ModelError, match=r"model\.safetensors: Permission denied$"):
+            load_encoder(tmp_path)
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(ModelError, match=r"config\.json: Permission denied$"):
+        load_encoder(tmp_path)
+
+
+def test_tokenizers_that_leave_no_room_or_no_letters_are_refused(tmp_path):
+    from tokenizers import normalizers, processors
+
+    crowded = tokenizer()
+    crowded.post_processor = processors.TemplateProcessing(
+        single="[CLS] [CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    files = {"tokenizer.json": crowded.to_str()}
+    assert load_encoder(write_model(tmp_path, files=files, max_tokens=4)).special_tokens == 3
+    with pytest.raises(ModelError, match="expected room for a token in texts of 3 tokens, got none"):
+        load_encoder(write_model(tmp_path, files=files, max_tokens=3))
+    mute = tokenizer()
+    mute.normalizer = normalizers.Replace("a", "")
+    with pytest.raises(ModelError, match=r"tokenizer\.json: expected a token for the letter a, got none"):
+        load_encoder(write_model(tmp_path, files={"tokenizer.json": mute.to_str()}))
 
 
 def test_an_unknown_backend_is_named(directory):

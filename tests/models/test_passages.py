@@ -64,6 +64,10 @@ def test_a_text_without_words_gives_nothing(text):
     assert split(text) == []
 
 
+def test_a_paragraph_of_which_the_tokenizer_leaves_nothing_gives_nothing():
+    assert lines("\x01\x02\n\ncat") == [(3, 3, "cat")]
+
+
 def test_a_file_without_line_breaks_is_read_in_parts():
     words = LONGEST_PARAGRAPH
     found = split("cat " * words, 30)

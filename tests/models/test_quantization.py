@@ -2,6 +2,7 @@ import importlib
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,16 @@ def test_attention_with_a_quantizer_that_does_nothing_is_the_reference():
     expected = reference_ops.attention(query, key, value, offsets, 2, scale=0.5)
     actual = QuantizedOps(lambda weights: weights).attention(query, key, value, offsets, 2, scale=0.5)
     np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_a_quantized_layer_writes_into_an_array_if_it_is_given_one():
+    ops = QuantizedOps()
+    handle = SimpleNamespace(apply=lambda x: 2 * x - 1)
+    x = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+    out = np.empty_like(x)
+    assert ops.linear(x, handle, activation="relu", out=out) is out
+    np.testing.assert_array_equal(out, np.maximum(2 * x - 1, 0))
+    np.testing.assert_array_equal(ops.linear(x, handle, activation="relu"), out)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refnorm.gradcheck import GradientCase
+from refnorm.gradcheck import GradientCase, check_vjp
 from refnorm.norms import (
     EvoNormState,
     Expression,
@@ -22,7 +22,7 @@ from refnorm.norms import (
     random_expression,
     search_expressions,
 )
-from refnorm.norms._evonorm import OPERATIONS
+from refnorm.norms._evonorm import OPERATIONS, _init_network, _network_vjp
 
 RNG = np.random.default_rng(20)
 STATE = EvoNormState(np.array([0.3, 1.0, 4.0, 0.0]))
@@ -286,3 +286,28 @@ X, FOUR = np.ones(SHAPE), np.ones(4)
 def test_bad_input_is_named(function, arguments, options, error, message):
     with pytest.raises(error, match=message):
         function(*arguments, **options)
+
+
+def test_the_gradient_of_the_network_that_expressions_are_tried_in():
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((3, 2, 4, 4))
+    # Away from the gains of 1 and the offsets of 0 at the start, which would hide a factor.
+    params = [p + 0.3 * rng.standard_normal(p.shape) for p in _init_network(rng, 2, (4, 8), 3)]
+
+    def network(params):
+        logits, pullback = _network_vjp(S0_GRAPH, params, x)
+        return logits, lambda dlogits: (pullback(dlogits),)
+
+    assert check_vjp(network, params).checks > 0
+
+
+def test_a_good_expression_learns_and_a_learning_rate_of_nearly_0_does_not():
+    rng = np.random.default_rng(0)
+    target = np.arange(32) % 2
+    # Stripes along either axis.
+    stripes = np.sign(np.sin(np.arange(6)))[None, :] * np.ones((6, 1))
+    x = np.where(target[:, None, None], stripes, stripes.T)[:, None] + 0.1 * rng.standard_normal((32, 1, 6, 6))
+    options = {"channels": (4,), "steps": 40}
+    assert expression_accuracy(S0_GRAPH, x, target, np.random.default_rng(1), **options) > 0.95
+    untrained = expression_accuracy(S0_GRAPH, x, target, np.random.default_rng(1), learning_rate=1e-9, **options)
+    assert untrained < 0.9

@@ -287,3 +287,9 @@ S = np.array(0.5)
 def test_bad_input_of_learned_rounding_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_one_width_to_choose_from_is_chosen():
+    np.testing.assert_array_equal(
+        allocate_bits(np.array([3.0, 0.1]), np.array([10, 20]), average_bits=6.0, choices=(4,)), [4, 4]
+    )

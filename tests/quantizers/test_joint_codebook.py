@@ -15,6 +15,7 @@ from refnorm.quantizers import (
     soft_map,
     soft_map_vjp,
 )
+from refnorm.quantizers._joint_codebook import _lloyd, _lloyd_sorted
 
 RNG = np.random.default_rng(1)
 EXACT = {"gradient": "exact"}
@@ -241,3 +242,23 @@ X, W = np.ones((4, 3)), np.ones((3, 2))
 def test_bad_input_of_codebooks_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_centre_without_points_moves_to_the_point_farthest_from_its_own():
+    points = np.array([0.0, 0.0, 1.0, 9.0])
+    # No point is nearest to the second and third; they go to 9 and 1, and every point has a centre of its own.
+    start = np.array([0.0, 50.0, 60.0])
+    np.testing.assert_array_equal(_lloyd_sorted(points, start, 10), [0, 1, 9])
+    centres, label = _lloyd(points[:, None], start[:, None])
+    np.testing.assert_array_equal(np.sort(centres[:, 0]), [0, 1, 9])
+    np.testing.assert_array_equal(centres[label, 0], points)
+    # One step is not enough for the means to follow.
+    assert not np.array_equal(_lloyd_sorted(points, start, 1), _lloyd_sorted(points, start, 10))
+    assert len(_lloyd(points[:, None], start[:, None], 1)[0]) == 3
+
+
+def test_more_centres_than_distinct_points_stay_where_they_are():
+    points = np.array([2.0, 2.0, 2.0])
+    assert 2.0 in _lloyd_sorted(points, np.array([1.0, 5.0, 7.0]), 10)
+    centres, label = _lloyd(points[:, None], np.array([[1.0], [5.0]]))
+    np.testing.assert_array_equal(centres[label, 0], points)

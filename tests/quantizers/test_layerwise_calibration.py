@@ -17,6 +17,7 @@ from refnorm.quantizers import (
     range_fake_quantize_vjp,
     reestimate_bn,
 )
+from refnorm.quantizers._layerwise_calibration import PAPER_RATES
 
 RNG = np.random.default_rng(1)
 SAMPLE = 2 * RNG.standard_normal((5, 4))
@@ -254,3 +255,21 @@ SMALL = {"weight_bits": 4, "bits": 4}
 def test_bad_input_of_layerwise_calibration_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_range_with_more_axes_than_the_input_is_refused():
+    with pytest.raises(ValueError, match=r"width: expected a shape that broadcasts to \(3,\), got \(2, 3\)"):
+        range_fake_quantize(np.zeros(3), np.ones((2, 3)), np.zeros(1), bits=4)
+
+
+def test_the_papers_learning_rates_are_those_of_its_code():
+    rng = np.random.default_rng(0)
+    x, weight, bias = rng.standard_normal((24, 4)), rng.standard_normal((4, 3)), np.zeros(3)
+    options = {"weight_bits": 4, "bits": 4, "n_iter": 5, "batch_size": None, "holdout": 0.25}
+    named, given = (
+        adaquant(x, weight, bias, learning_rates=rates, rng=np.random.default_rng(1), **options)
+        for rates in ("paper", PAPER_RATES)
+    )
+    np.testing.assert_array_equal(named.weight, given.weight)
+    scaled = adaquant(x, weight, bias, rng=np.random.default_rng(1), **options)
+    assert not np.array_equal(scaled.history["loss"], given.history["loss"])

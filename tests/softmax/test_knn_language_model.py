@@ -307,3 +307,10 @@ INDEX = ivf_build(KEYS, n_cells=2, rng=np.random.default_rng(0))
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_fit_that_is_cut_short_says_so():
+    lm, knn = np.log(np.array([0.2, 0.8])), np.log(np.array([0.5, 0.4]))
+    short = fit_interpolation(lm, knn, max_iter=2)
+    assert (short.n_iter, short.converged) == (2, False)
+    assert fit_interpolation(lm, knn).converged

@@ -272,3 +272,12 @@ def test_dtype_in_is_dtype_out_and_nothing_is_written_to(dtype):
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_an_inverse_temperature_that_is_cut_short_says_so():
+    rng = np.random.default_rng(0)
+    utility, choice = rng.standard_normal((30, 4)), rng.integers(4, size=30)
+    utility[np.arange(30), choice] += 1
+    short, whole = (fit_inverse_temperature(utility, choice, max_iter=count) for count in (1, 100))
+    assert (short.n_iter, short.converged, whole.converged) == (1, False, True)
+    assert abs(short.inverse_temperature - whole.inverse_temperature) > 1e-8

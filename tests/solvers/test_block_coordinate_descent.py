@@ -417,3 +417,13 @@ RING = np.array([[3.0, -1, -1], [-1, 3, -1], [-1, -1, 3]])
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_block_of_columns_of_zeros_stays_and_a_callback_ends_the_descent():
+    matrix, target = np.eye(3) * [1.0, 0.0, 2.0], np.array([3.0, 5.0, 1.0])
+    options = {"blocks": [np.array([i]) for i in range(3)], "rule": "cyclic"}
+    x0 = np.array([0.0, 7.0, 0.0])
+    whole = prox_bcd_l1(matrix, target, 0.5, x0=x0, max_iter=6, **options)
+    np.testing.assert_allclose(whole.x, [2.5, 7.0, 0.375])
+    cut = prox_bcd_l1(matrix, target, 0.5, x0=x0, callback=lambda progress: True, **options)
+    assert (cut.n_iter, cut.converged) == (1, False)

@@ -264,3 +264,9 @@ ANSWERS = np.array([[1, 2], [3, 2]])
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_split_that_leaves_no_answer_to_decide_on_is_refused():
+    answers = np.array([[1, 0], [0, 0]])
+    with pytest.raises(ValueError, match="split: expected some answers on both sides, got 0.999"):
+        top_two(answers, 3, split=0.999, rng=np.random.default_rng(0))

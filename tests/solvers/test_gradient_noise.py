@@ -221,3 +221,13 @@ def test_the_wrapper_is_frozen():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_missing_leaf_stays_missing_when_gradients_are_clipped():
+    grads = {"a": np.array([3.0, 4.0]), "b": None}
+    (clipped, norm), pullback = clip_by_global_norm_vjp(grads, 1.0)
+    assert clipped["b"] is None
+    assert norm == 5
+    (dgrads,) = pullback(({"a": np.array([1.0, 0.0]), "b": None}, np.array(0.0)))
+    assert dgrads["b"] is None
+    np.testing.assert_allclose(dgrads["a"], [0.2 * (1 - 0.36), 0.2 * -0.48])

@@ -329,3 +329,41 @@ EYE = np.eye(2)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_callback_ends_the_iteration():
+    seen = []
+    result = gradient_regularized_newton(
+        lambda x: float(x @ x),
+        lambda x: 2 * x,
+        lambda x: 2 * np.eye(2),
+        np.ones(2),
+        callback=lambda p: seen.append(p) or True,
+    )
+    assert (result.n_iter, result.converged, len(seen)) == (1, False, 1)
+
+
+@pytest.mark.parametrize("model", [None, (0.5, np.array([1.0, -2.0]))])
+def test_models_without_a_matrix_agree_with_the_matrix_they_stand_for_in_any_norm(model):
+    curvature = np.zeros((2, 2)) if model is None else model[0] * np.outer(model[1], model[1])
+
+    def minimum(hessian):
+        return gradient_regularized_newton(
+            lambda x: float(np.sqrt(1 + x @ x)), lambda x: x / np.sqrt(1 + x @ x), hessian, np.array([3.0, -1.0]),
+            norm_matrix=np.array([[2.0, 0.5], [0.5, 1.0]]), max_iter=5,
+        )  # fmt: skip
+
+    short, whole = minimum(lambda x: model), minimum(lambda x: curvature)
+    np.testing.assert_allclose(short.x, whole.x, rtol=1e-12)
+    assert short.fun < np.sqrt(11)
+
+
+def test_a_gradient_that_is_not_finite_is_no_progress_in_any_norm():
+    def gradient(x):
+        return x if np.abs(x).max() >= 1 else np.full_like(x, np.nan)
+
+    result = gradient_regularized_newton(
+        lambda x: float(x @ x) / 2, gradient, lambda x: np.eye(2), np.ones(2), norm_matrix=np.eye(2) * 2, max_trials=3
+    )
+    assert not result.converged
+    np.testing.assert_array_equal(result.x, np.ones(2))

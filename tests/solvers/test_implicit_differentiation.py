@@ -434,12 +434,13 @@ def test_lasso_with_a_column_of_zeros_and_no_penalty():
 
 
 def test_lasso_pullback_refuses_dependent_columns():
-    features = np.column_stack([FEATURES[:, 0], FEATURES[:, 0]])
-    w, pullback = lasso_vjp(features, 5 * FEATURES[:, 0], 0.5)
-    assert (w >= 0).all()
-    if (w > 0).all():
-        with pytest.raises(ValueError, match="features: expected linearly independent columns on the support"):
-            pullback(np.ones(2))
+    features = np.column_stack([FEATURES[:, 0], FEATURES[:, 1], FEATURES[:, 0] + FEATURES[:, 1]])
+    w, pullback = lasso_vjp(features, features @ np.ones(3), 0.0)
+    assert w.all()
+    with pytest.raises(
+        ValueError, match="features: expected linearly independent columns on the support, got 3 dependent"
+    ):
+        pullback(np.ones(3))
 
 
 MATRIX = RNG.standard_normal((12, 12))

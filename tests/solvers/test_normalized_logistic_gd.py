@@ -227,3 +227,9 @@ GOOD = (np.zeros(2), np.ones((3, 2)), np.array([1, -1, 1]))
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_callback_ends_the_perceptron():
+    x, target = np.array([[1.0, 0.0], [-1.0, 1.0]]), np.array([1, 1])
+    cut = perceptron(x, target, max_epochs=10, callback=lambda progress: True)
+    assert (cut.n_iter, cut.converged) == (1, False)

@@ -166,3 +166,8 @@ def test_lasso_prox_is_a_scaled_soft_threshold():
 def test_bad_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_list_of_the_wrong_length_is_named():
+    with pytest.raises(ValueError, match=r"lower: expected shape \(3,\), got \(2,\)"):
+        box_projection(np.zeros(3), [0.0, 1.0], 2.0)

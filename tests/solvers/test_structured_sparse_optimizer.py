@@ -297,3 +297,8 @@ MLP = [(np.ones((2, 3)), np.ones(3)), (np.ones((3, 1)), np.ones(1))]
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_network_without_layers_is_refused():
+    with pytest.raises(ValueError, match="params: expected at least one layer, got 0"):
+        compress_mlp([], np.zeros(0, bool))

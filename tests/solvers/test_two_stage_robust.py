@@ -330,3 +330,16 @@ ONES = np.ones(2)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_callback_ends_the_training_of_the_value_network():
+    seen = []
+
+    def stop(progress):
+        seen.append(progress)
+        return True
+
+    rng = np.random.default_rng(0)
+    data = knapsack_data([random_knapsack(3, rng)], rng, pairs=20)
+    train_value_net(data, rng=rng, epochs=5, callback=stop)
+    assert len(seen) == 1
