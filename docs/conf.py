@@ -30,6 +30,7 @@ extensions = [
     "sphinx_proof",
     "sphinxcontrib.bibtex",
     "refnorm_book",
+    "notebooks",
 ]
 root_doc = "index"
 exclude_patterns = ["_build", "_generated", "_ext", "_data", "Thumbs.db", ".DS_Store"]

@@ -785,9 +785,9 @@ def ste_step(
     >>> state, grads = PVOptimizer().init(quantized), np.array([[0.0, 3.0]])
     >>> for _ in range(2):
     ...     quantized, state = ste_step(quantized, grads, state, learning_rate_codes=0.7)
-    ...     quantized.codes.ravel()
-    array([0, 0])
-    array([0, 1])
+    ...     print(quantized.codes.ravel())
+    [0 0]
+    [0 1]
     """
     optimizer = PVOptimizer(
         learning_rate_values, learning_rate_codes, 1.0, np.inf, delta_decay=0.0, beam_size=beam_size
