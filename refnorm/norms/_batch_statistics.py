@@ -227,7 +227,7 @@ def batch_norm_vjp(
     if (mean is None) != (var is None):
         _checks.fail("mean, var", "both for inference or neither for training", "only one of them")
     for name, array in (("gain", gain), ("bias", bias), ("mean", mean), ("var", var)):
-        if array is not None:
+        if array is not None or name in ("gain", "bias"):
             array = _checks.float_array(array, name)
             _checks.same_dtype("x", x, **{name: array})
             _checks.shape(array, name, units)

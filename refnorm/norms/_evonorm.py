@@ -197,7 +197,7 @@ def evonorm_s0_vjp(
         dswish = dnormal * inv_std
         # The quotient rule's other half: one number a group, d std = -sum(dnormal swish) / std^2.
         dstd = -(dnormal * swish * inv_std**2).reshape(blocks).sum(axis=2, keepdims=True)
-        steep = gate * (1 - gate)
+        steep = gate * _sigmoid(-slope_ * x)  # 1 - gate would lose its digits where the gate is close to 1
         dx = dswish * (gate + slope_ * x * steep) + back_std(dstd).reshape(x.shape)
         return _sums(x, dx, dy * swish * inv_std, dy, dswish * x * x * steep)
 

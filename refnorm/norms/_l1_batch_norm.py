@@ -220,7 +220,7 @@ def l1_batch_norm_vjp(
     if (mean is None) != (deviation is None):
         _checks.fail("mean, deviation", "both for inference or neither for training", "only one of them")
     for name, array in (("gain", gain), ("bias", bias), ("mean", mean), ("deviation", deviation)):
-        if array is not None:
+        if array is not None or name in ("gain", "bias"):
             array = _checks.float_array(array, name)
             _checks.same_dtype("x", x, **{name: array})
             _checks.shape(array, name, units)

@@ -150,6 +150,8 @@ X, THREE = np.ones((4, 3)), np.ones(3)
         (lambda: batch_statistics(np.ones((2, 2), int)), TypeError, "x: expected a float32 or float64 array"),
         (lambda: batch_norm(X, np.ones(4), THREE), ValueError, r"gain: expected shape \(3,\), got \(4,\)"),
         (lambda: batch_norm(X, THREE, np.ones(3, "f4")), TypeError, "bias: expected dtype float64 like x, got float32"),
+        (lambda: batch_norm(X, THREE, None), TypeError, "bias: expected a float32 or float64 array, got dtype object"),
+        (lambda: batch_norm(X, None, THREE), TypeError, "gain: expected a float32 or float64 array, got dtype object"),
         (lambda: batch_norm(X, THREE, THREE, THREE), ValueError, "mean, var: expected both for inference or neither"),
         (lambda: batch_norm(X, THREE, THREE, THREE, -THREE), ValueError, "var: expected values >= 0, got -1.0"),
         (lambda: batch_norm(X, THREE, THREE, eps=0.0), ValueError, "eps: expected a finite number > 0, got 0.0"),

@@ -125,6 +125,13 @@ def test_a_very_steep_negative_argument_is_silent():
     assert y[0, 0, 0, 0] == 0
 
 
+def test_s0_keeps_the_digits_of_a_gate_that_is_almost_open():
+    # d swish / d slope = x^2 sigmoid(z) sigmoid(-z): at z = 40 the second gate is 4e-18, which 1 - sigmoid(z) does not have
+    x, one, zero = np.array([40.0, -40.0]).reshape(1, 1, 1, 2), np.ones(1), np.zeros(1)
+    dslope = evonorm_s0_vjp(x, one, zero, one, eps=1e-12)[1](np.array([1.0, 0.0]).reshape(x.shape))[3]
+    np.testing.assert_allclose(dslope, 40 * np.exp(-40.0), rtol=1e-12)
+
+
 @given(seed=st.integers(0, 99), scale=st.floats(0.01, 100))
 def test_b0_does_not_notice_the_scale_of_a_channel_without_slope(seed, scale):
     x = np.random.default_rng(seed).standard_normal((4, 2, 3, 3))

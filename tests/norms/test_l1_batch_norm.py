@@ -141,6 +141,7 @@ ONE = np.ones(3)
     ("function", "arguments", "options", "error", "message"),
     [
         (l1_batch_norm, (np.ones((2, 3)), np.ones(2), ONE), {}, ValueError, r"gain: expected shape \(3,\), got \(2,\)"),
+        (l1_batch_norm, (np.ones((2, 3)), ONE, None), {}, TypeError, "bias: expected a float32 or float64 array, got dtype object"),
         (l1_batch_norm, (np.ones((2, 3)), ONE, ONE, ONE), {}, ValueError, "mean, deviation: expected both for inference"),
         (l1_batch_norm, (np.ones((2, 3)), ONE, ONE, ONE, -ONE), {}, ValueError, r"deviation: expected values >= 0, got -1.0"),
         (l1_batch_norm, (np.ones((2, 3)), ONE, ONE), {"eps": 0.0}, ValueError, "eps: expected a finite number > 0, got 0.0"),
