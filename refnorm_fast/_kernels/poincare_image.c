@@ -1,5 +1,6 @@
-/* Poincaré layers on images: see poincare_image.h for the layout, poincare_pixels_body.h for what works pixel by pixel, and
- * poincare_conv_body.h for the convolution. */
+/* Poincaré layers on images: see poincare_image.h for the layout, poincare_pixels_body.h for what works pixel by pixel,
+ * poincare_midpoint_body.h and poincare_normalize_body.h for the batch normalization, and poincare_conv_body.h for the
+ * convolution. */
 #include "poincare_image.h"
 
 #include <math.h>
@@ -8,41 +9,9 @@
 #include "parallel.h"
 #include "poincare.h"
 #include "poincare_lanes.h"
+#include "poincare_sums.h"
+#include "transpose.h"
 
-/* Keeps the compiler from contracting a product whose rounding error is taken apart. */
-#if REFNORM_VECTOR_BYTES == 64 && !VEC_AVX512
-#define KEEP_LANES(value) __asm__("" : "+m"(value))
-#elif defined(__x86_64__)
-#define KEEP_LANES(value) __asm__("" : "+x"(value))
-#elif defined(__aarch64__)
-#define KEEP_LANES(value) __asm__("" : "+w"(value))
-#else
-#define KEEP_LANES(value) ((void)0)
-#endif
-RN_INLINE vf64 product_lanes(vf64 a, vf64 b, vf64 *error) {
-    vf64 product = a * b;
-    KEEP_LANES(product);
-#if VEC_HAS_FMA
-    *error = vf64_fma(a, b, -product);
-#else
-    vf64 as = 0x1.0000002p27 * a, bs = 0x1.0000002p27 * b;
-    vf64 ah = as - (as - a), bh = bs - (bs - b), al = a - ah, bl = b - bh;
-    *error = ((ah * bh - product) + ah * bl + al * bh) + al * bl;
-#endif
-    return product;
-}
-RN_INLINE vf64 sum_lanes(vf64 a, vf64 b, vf64 *error) {
-    vf64 total = a + b;
-    KEEP_LANES(total);
-    vf64 seen = total - a;
-    *error = (a - (total - seen)) + (b - seen);
-    return total;
-}
-
-/* As in the reference: below this gap, times length + 4, a doubled-precision sum has lost good bits. */
-#define EXACT_GAP 0x1p-48
-/* tanh is 1 and sech^2 is 0 in float64 from here on. */
-#define SATURATED 400.0
 /* Outputs whose sums are in registers at once, for two vectors of pixels. */
 #if defined(__AVX512F__) || REFNORM_VECTOR_BYTES == 64 || defined(__aarch64__)
 #define OUTPUTS_AT_ONCE 12
@@ -57,6 +26,8 @@ RN_INLINE vf64 sum_lanes(vf64 a, vf64 b, vf64 *error) {
 /* Pixels whose sums are added up before they meet other blocks': the order of additions is then the same for any number of
  * threads. */
 #define BLOCK_PIXELS 512
+/* Bytes of a block of points that come as rows, half of a first-level cache: it is transposed before anything else. */
+#define ROW_BLOCK_BYTES ((size_t)24 << 10)
 
 /* Scratch up to this size stays with its thread. */
 #define KEPT_BYTES ((size_t)1 << 20)
@@ -102,10 +73,57 @@ RN_INLINE vf64 log_back_lanes(vf64 square, vf64 gap, double curvature, vf64 prod
     return scale;
 }
 
+/* What is the same for all points in the pullback of a midpoint m = 2S/E mean, from the cotangent g of m:
+ *     E/2 <g,dm> = sum <g, d(a_i x_i)> - <g,m> dE/2;   the mean's own motion drops out of V. */
+typedef struct {
+    const double *g, *heaviest, *drift;
+    double curvature, scale, bend, constant, of_weight;
+    double term; /* of the curvature */
+} midpoint_pull;
+/* And of VF64 points: dx = of_g (g - bend offset) + of_point x. */
+typedef struct {
+    vf64 of_g, of_point, by_gap, by_weight;
+} point_pull;
+
+static midpoint_pull midpoint_pull_of(const rn_poincare_midpoint *at, const double *g, size_t channels, double curvature) {
+    midpoint_pull pull = {.g = g, .heaviest = at->heaviest, .drift = at->drift, .curvature = curvature};
+    double along = 0, on_mean = 0, root = sqrt(at->weights * at->weights + 4 * curvature * at->mass * at->scatter);
+    double denominator = 2 * at->mass - at->weights + root;
+    for (size_t k = 0; k < channels; k++) {
+        along += g[k] * at->middle[k];
+        on_mean += g[k] * (at->heaviest[k] + at->drift[k]);
+    }
+    /* x_i - m = (x_i - mean) + shift mean with shift = (root - W)/E. */
+    double shift = 4 * curvature * at->mass * at->scatter / (root + at->weights) / denominator, bend = along * curvature / root;
+    pull.scale = 2 / denominator;
+    pull.bend = 2 * bend * at->mass;
+    pull.constant = shift * on_mean - bend * at->scatter;
+    pull.of_weight = along * shift / root;
+    pull.term = -2 * along / denominator * at->mass * at->scatter / root;
+    return pull;
+}
+/* along = <g, offset>, distance = |offset|^2. */
+RN_INLINE point_pull point_pull_of(const midpoint_pull *pull, vf64 weight, vf64 gap, vf64 along, vf64 distance) {
+    vf64 mass = weight / gap, by_mass = pull->scale * (along + pull->constant - 0.5 * pull->bend * distance);
+    vf64 growth = by_mass * mass / gap;
+    return (point_pull){pull->scale * mass, 2 * pull->curvature * growth, growth, by_mass / gap + pull->of_weight};
+}
+
+/* What a block of points tells: S, W, V and the largest mass, then the heaviest point and the mean's drift from it. */
+enum { PART_MASS, PART_WEIGHTS, PART_SCATTER, PART_LARGEST, PART_HEAD };
+
+/* What a block of a normalization's pullback leaves for every pixel: coefficients of g and w in the cotangents of m and b, and
+ * of w in that of the squared distances. And in sums: what multiplies m and b there, and the scale's cotangent. */
+enum { COEFFICIENTS = 5, TOTALS = 6 };
+
+#include "poincare_passage.h"
+
 #define T float
 #define N(name) name##_f32
 #define SINGLE 1
 #include "poincare_pixels_body.h"
+#include "poincare_midpoint_body.h"
+#include "poincare_normalize_body.h"
 #undef T
 #undef N
 #undef SINGLE
@@ -114,6 +132,8 @@ RN_INLINE vf64 log_back_lanes(vf64 square, vf64 gap, double curvature, vf64 prod
 #define N(name) name##_f64
 #define SINGLE 0
 #include "poincare_pixels_body.h"
+#include "poincare_midpoint_body.h"
+#include "poincare_normalize_body.h"
 #undef T
 #undef N
 #undef SINGLE
@@ -162,8 +182,14 @@ RN_TABLE(poincare_image) = {
     .midpoint_f64 = midpoint_f64,
     .midpoints_f32 = midpoints_f32,
     .midpoints_f64 = midpoints_f64,
+    .midpoints_back_f32 = midpoints_back_f32,
+    .midpoints_back_f64 = midpoints_back_f64,
     .normalize_f32 = normalize_f32,
     .normalize_f64 = normalize_f64,
+    .normalize_sums_f32 = normalize_sums_f32,
+    .normalize_sums_f64 = normalize_sums_f64,
+    .normalize_back_f32 = normalize_back_f32,
+    .normalize_back_f64 = normalize_back_f64,
     .point_wise_f32 = point_wise_f32,
     .point_wise_f64 = point_wise_f64,
     .avg_pool2d_f32 = avg_pool2d_f32,

@@ -38,11 +38,13 @@ typedef struct {
     int by_rows; /* for midpoints only */
 } rn_poincare_pixels;
 
-/* The midpoint of a set of points, its gap, and what the derivation of it needs. */
+/* The midpoint of a set of points, its gap, and what its pullback needs; vectors of channels entries are given by the caller. */
 typedef struct {
-    double *middle; /* channels entries, given by the caller */
+    double *middle;
     double gap;
-    double variance; /* mean squared distance to the midpoint */
+    double variance;         /* mean squared distance to the midpoint */
+    double *heaviest, *drift; /* their sum is the mean with weights w/gap */
+    double mass, weights, scatter;
 } rn_poincare_midpoint;
 
 /* A batch normalization: from `middle` to `centre`, distances times `scale`. */
@@ -52,14 +54,25 @@ typedef struct {
 } rn_poincare_normalization;
 
 #define RN_POINCARE_PIXELS(T, suffix)                                                                                   \
-    /* Midpoint of all pixels of all images, with weights (images, area) or NULL: 1 each. With `variance` its mean squared \
-     * distance, for equal weights. */                                                                                  \
-    int (*midpoint_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *weights, int variance,              \
-                             rn_poincare_midpoint *result);                                                             \
-    /* The same for many sets of one image by rows each, which lie end to end. */                                        \
+    /* Midpoint of all pixels of all images; with `variance` its mean squared distance, too. */                         \
+    int (*midpoint_##suffix)(const rn_poincare_pixels *pixels, const T *x, int variance, rn_poincare_midpoint *result); \
+    /* The same for many sets of one image by rows each, which lie end to end, with weights (sets, area) or NULL: 1 each. */ \
     int (*midpoints_##suffix)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights,              \
                               double *middles, double *gaps);                                                          \
+    /* Its pullback from the cotangents g of the midpoints: those of points and weights, and the curvature's terms. */  \
+    int (*midpoints_back_##suffix)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights,         \
+                                   const double *g, T *dx, T *dweights, double *terms);                                \
     int (*normalize_##suffix)(const rn_poincare_pixels *pixels, const T *x, const rn_poincare_normalization *to, T *y); \
+    /* Its pullback from the cotangent g of y, in two passes. Sums: cotangents of middle and centre, the sum of A_i e_i over    \
+     * pixels (a vector each), and the scale's cotangent; A_i is half the distance from the middle, times sqrt(c), and e_i \
+     * the direction. The sum of A^2/2 over pixels has the cotangent -sqrt(c)/middle_gap sum A_i e_i by the middle. */     \
+    int (*normalize_sums_##suffix)(const rn_poincare_pixels *pixels, const T *x, const rn_poincare_normalization *to,   \
+                                   const T *g, double *sums);                                                          \
+    /* And dx, with by_distance times A_i more for the cotangent of A_i, and where the middle is the midpoint `of` the pixels \
+     * its share from the cotangent dmiddle, else NULL; <dx, x> and <g, y> are put in products. */                      \
+    int (*normalize_back_##suffix)(const rn_poincare_pixels *pixels, const T *x, const rn_poincare_normalization *to,   \
+                                   const T *g, const rn_poincare_midpoint *of, const double *dmiddle,                  \
+                                   double by_distance, T *dx, double *products);                                       \
     /* relu of x, kept within the margin, or without margin x (+) y where y is not NULL. */                             \
     int (*point_wise_##suffix)(const rn_poincare_pixels *pixels, const T *x, const T *y, double margin, T *z);          \
     /* Windows of the call; its outputs, padding and share are not used. */                                             \

@@ -106,7 +106,7 @@ static double N(gap_of)(const T *x, size_t length, double curvature, double *squ
 #endif
     vf64 high = {0}, low = {0};
     EACH(x, a, {
-        vf64 error, product;
+        vf64 error, lost, product;
 #if SINGLE
         product = a * a; /* exact: 24 + 24 bits */
         OPAQUE_LANES(product);
@@ -114,11 +114,8 @@ static double N(gap_of)(const T *x, size_t length, double curvature, double *squ
 #else
         product = two_product_lanes(a, a, &error);
 #endif
-        vf64 total = high + product;
-        OPAQUE_LANES(total);
-        vf64 seen = total - high;
-        low += ((high - (total - seen)) + (product - seen)) + error;
-        high = total;
+        high = two_sum_lanes(high, product, &lost);
+        low += lost + error;
     });
     double sum = 0, rest = 0, error;
     for (int i = 0; i < VF64; i++) {

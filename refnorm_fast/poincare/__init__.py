@@ -41,7 +41,10 @@ from refnorm_fast.poincare._image import (
     conv2d_vjp,
     midpoint,
     midpoint_batch_norm,
+    midpoint_batch_norm_vjp,
     midpoint_statistics,
+    midpoint_statistics_vjp,
+    midpoint_vjp,
 )
 from refnorm_fast.poincare._linear import fully_connected, fully_connected_vjp, mlr, mlr_vjp
 from refnorm_fast.poincare._resnet import poincare_resnet, poincare_resnet_vjp
@@ -71,7 +74,10 @@ __all__ = [
     "logmap_vjp",
     "midpoint",
     "midpoint_batch_norm",
+    "midpoint_batch_norm_vjp",
     "midpoint_statistics",
+    "midpoint_statistics_vjp",
+    "midpoint_vjp",
     "mlr",
     "mlr_vjp",
     "mobius_add",

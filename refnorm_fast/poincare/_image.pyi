@@ -33,6 +33,16 @@ def midpoint(
     check: bool = True,
     out: Array[F] | None = None,
 ) -> Array[F]: ...
+def midpoint_vjp(
+    x: Array[F],
+    curvature: float | Array[F],
+    weights: Array[F] | None = None,
+    *,
+    check: bool = True,
+) -> tuple[Array[F], Pullback]: ...
+def midpoint_statistics_vjp(
+    x: Array[F], curvature: float | Array[F], *, check: bool = True
+) -> tuple[tuple[Array[F], Array[F]], Pullback]: ...
 def midpoint_statistics(
     x: Array[F], curvature: float | Array[F], *, check: bool = True
 ) -> tuple[Array[F], Array[F]]: ...
@@ -49,6 +59,18 @@ def midpoint_batch_norm(
     project: bool = True,
     out: Array[F] | None = None,
 ) -> Array[F]: ...
+def midpoint_batch_norm_vjp(
+    x: Array[F],
+    bias: Array[F],
+    gain: Array[F],
+    curvature: float | Array[F],
+    mean: Array[F] | None = None,
+    var: Array[F] | None = None,
+    *,
+    eps: float = 1e-6,
+    check: bool = True,
+    project: bool = True,
+) -> tuple[Array[F], Pullback]: ...
 def avg_pool2d(
     x: Array[F],
     curvature: float | Array[F],
@@ -81,3 +103,14 @@ def normalize_images(
     check: bool,
     project: bool,
 ) -> tuple[Array[F], tuple[AnyArray, AnyArray]]: ...
+def normalize_images_vjp(
+    x: Array[F],
+    bias: Array[F],
+    gain: Array[F],
+    curvature: float | Array[F],
+    mean: Array[F] | None,
+    var: Array[F] | None,
+    eps: float,
+    check: bool,
+    project: bool,
+) -> tuple[Array[F], tuple[AnyArray, AnyArray], Pullback]: ...

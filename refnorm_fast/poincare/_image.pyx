@@ -28,6 +28,9 @@ cdef extern from "poincare_image.h":
     ctypedef struct rn_poincare_midpoint:
         double *middle
         double gap, variance
+        double *heaviest
+        double *drift
+        double mass, weights, scatter
 
     ctypedef struct rn_poincare_normalization:
         const double *middle
@@ -35,12 +38,18 @@ cdef extern from "poincare_image.h":
         double middle_gap, centre_gap, scale, margin
 
     ctypedef struct rn_poincare_image_table:
-        int (*midpoint_f32)(const rn_poincare_pixels *, const float *, const float *, int, rn_poincare_midpoint *) nogil
-        int (*midpoint_f64)(const rn_poincare_pixels *, const double *, const double *, int, rn_poincare_midpoint *) nogil
+        int (*midpoint_f32)(const rn_poincare_pixels *, const float *, int, rn_poincare_midpoint *) nogil
+        int (*midpoint_f64)(const rn_poincare_pixels *, const double *, int, rn_poincare_midpoint *) nogil
         int (*midpoints_f32)(const rn_poincare_pixels *, size_t, const float *, const float *, double *, double *) nogil
         int (*midpoints_f64)(const rn_poincare_pixels *, size_t, const double *, const double *, double *, double *) nogil
+        int (*midpoints_back_f32)(const rn_poincare_pixels *, size_t, const float *, const float *, const double *, float *, float *, double *) nogil
+        int (*midpoints_back_f64)(const rn_poincare_pixels *, size_t, const double *, const double *, const double *, double *, double *, double *) nogil
         int (*normalize_f32)(const rn_poincare_pixels *, const float *, const rn_poincare_normalization *, float *) nogil
         int (*normalize_f64)(const rn_poincare_pixels *, const double *, const rn_poincare_normalization *, double *) nogil
+        int (*normalize_sums_f32)(const rn_poincare_pixels *, const float *, const rn_poincare_normalization *, const float *, double *) nogil
+        int (*normalize_sums_f64)(const rn_poincare_pixels *, const double *, const rn_poincare_normalization *, const double *, double *) nogil
+        int (*normalize_back_f32)(const rn_poincare_pixels *, const float *, const rn_poincare_normalization *, const float *, const rn_poincare_midpoint *, const double *, double, float *, double *) nogil
+        int (*normalize_back_f64)(const rn_poincare_pixels *, const double *, const rn_poincare_normalization *, const double *, const rn_poincare_midpoint *, const double *, double, double *, double *) nogil
         int (*point_wise_f32)(const rn_poincare_pixels *, const float *, const float *, double, float *) nogil
         int (*point_wise_f64)(const rn_poincare_pixels *, const double *, const double *, double, double *) nogil
         int (*avg_pool2d_f32)(const rn_poincare_conv *, const float *, float *) nogil
@@ -101,10 +110,6 @@ cdef tuple _pair(value, long low):
     if type(value) is not tuple or len(value) != 2 or type(value[0]) is not int or type(value[1]) is not int:
         return None
     return value if low <= value[0] < 1 << 31 and low <= value[1] < 1 << 31 else None
-
-
-cdef np.ndarray _contiguous(np.ndarray x):
-    return x if np.PyArray_IS_C_CONTIGUOUS(x) else _in_order(x)
 
 
 cdef np.ndarray _empty(tuple shape, int dtype):
@@ -197,7 +202,7 @@ def conv2d_vjp(x, weight, bias, curvature, *, kernel, stride=1, padding=0, check
     cdef np.ndarray y = _empty(layer.shape, np.PyArray_TYPE(layer.images))
     if layer.forward(y) and check:
         return fallback()
-    given = curvature.dtype if isinstance(curvature, (numpy.ndarray, numpy.generic)) else layer.images.dtype
+    given = _curvature_dtype(curvature, layer.images.dtype)
     return y, lambda dy: layer.backward(dy, given)
 
 
@@ -230,7 +235,7 @@ cdef class _Convolution:
                 or np.PyArray_DIM(matrix, 1) != np.PyArray_DIM(offsets, 0)
                 or np.PyArray_DIM(images, 2) + 2 * pad[0] < size[0] or np.PyArray_DIM(images, 3) + 2 * pad[1] < size[1]):
             return None
-        self.images, self.matrix, self.offsets = _contiguous(images), _contiguous(matrix), offsets
+        self.images, self.matrix, self.offsets = _in_order(images), _in_order(matrix), offsets
         self.planes = _planes(self.matrix, offsets, c)
         if self.planes is None:
             return None
@@ -341,40 +346,7 @@ cdef np.ndarray _images_of(np.ndarray x, rn_poincare_pixels *pixels):
         return _pixels_first(x)
     pixels.images, pixels.channels = np.PyArray_DIM(x, 0), np.PyArray_DIM(x, 1)
     pixels.area = np.PyArray_DIM(x, 2) * np.PyArray_DIM(x, 3)
-    return _contiguous(x)
-
-
-cdef int _gather(const rn_poincare_pixels *pixels, np.ndarray x, rn_poincare_midpoint *to):
-    """Midpoint and variance of all pixels."""
-    cdef void *points = np.PyArray_DATA(x)
-    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
-    cdef int failed
-    with nogil:
-        if single:
-            failed = rn_poincare_image().midpoint_f32(pixels, <const float *> points, NULL, 1, to)
-        else:
-            failed = rn_poincare_image().midpoint_f64(pixels, <const double *> points, NULL, 1, to)
-    if failed & MEMORY:
-        raise MemoryError("midpoint_statistics: no memory for the points' masses")
-    return failed
-
-
-cdef int _gather_sets(const rn_poincare_pixels *pixels, size_t sets, np.ndarray x, np.ndarray weights, np.ndarray middles, np.ndarray gaps):
-    """Midpoints of sets of points."""
-    cdef void *points = np.PyArray_DATA(x)
-    cdef void *of = NULL if weights is None else np.PyArray_DATA(weights)
-    cdef double *to = <double *> np.PyArray_DATA(middles)
-    cdef double *beyond = <double *> np.PyArray_DATA(gaps)
-    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
-    cdef int failed
-    with nogil:
-        if single:
-            failed = rn_poincare_image().midpoints_f32(pixels, sets, <const float *> points, <const float *> of, to, beyond)
-        else:
-            failed = rn_poincare_image().midpoints_f64(pixels, sets, <const double *> points, <const double *> of, to, beyond)
-    if failed & MEMORY:
-        raise MemoryError("midpoint: no memory for the points' masses")
-    return failed
+    return _in_order(x)
 
 
 cdef _rounded(np.ndarray wide, double gap, double c, dtype):
@@ -385,63 +357,115 @@ cdef _rounded(np.ndarray wide, double gap, double c, dtype):
     return frame.leave_inside(wide * frame.unit)
 
 
+cdef _curvature_dtype(curvature, dtype):
+    return curvature.dtype if isinstance(curvature, (numpy.ndarray, numpy.generic)) and curvature.dtype.kind == "f" else dtype
+
+
+cdef class _Sets:
+    """The checked arguments of a midpoint: sets of points that are rows."""
+
+    cdef rn_poincare_pixels pixels
+    cdef np.ndarray points, weights
+    cdef size_t sets
+    cdef tuple shape
+
+    @staticmethod
+    cdef _Sets of(x, curvature, weights):
+        """None where the reference has to look at the arguments."""
+        cdef _Sets self = _Sets.__new__(_Sets)
+        cdef np.ndarray points = _float_array(x, "x")
+        cdef np.ndarray of = None if weights is None else _float_array(weights, "weights")
+        cdef double c = _curvature(curvature, False)
+        cdef int ndim = np.PyArray_NDIM(points)
+        shape = (<object> points).shape
+        if c == 0 or ndim < 2 or shape[ndim - 1] == 0 or shape[ndim - 2] == 0:
+            return None
+        if of is not None and (np.PyArray_TYPE(of) != np.PyArray_TYPE(points) or (<object> of).shape != shape[: ndim - 1]
+                               or not of.any(axis=-1).all()):
+            return None
+        self.points, self.weights = _in_order(points), None if of is None else _in_order(of)
+        self.shape = shape[: ndim - 2] + shape[ndim - 1 :]
+        self.pixels.images, self.pixels.channels, self.pixels.area, self.pixels.curvature = 1, shape[ndim - 1], shape[ndim - 2], c
+        self.pixels.by_rows = 1
+        self.sets = np.PyArray_SIZE(points) // (self.pixels.channels * self.pixels.area)
+        return self
+
+    cdef forward(self, bint check):
+        """The midpoints, or None if a point lies outside."""
+        cdef np.ndarray wide = numpy.empty(self.shape), gaps = numpy.empty(self.sets)
+        cdef void *points = np.PyArray_DATA(self.points)
+        cdef void *of = NULL if self.weights is None else np.PyArray_DATA(self.weights)
+        cdef double *to = <double *> np.PyArray_DATA(wide)
+        cdef double *beyond = <double *> np.PyArray_DATA(gaps)
+        cdef bint single = np.PyArray_TYPE(self.points) == np.NPY_FLOAT
+        cdef const rn_poincare_pixels *pixels = &self.pixels
+        cdef size_t sets = self.sets
+        cdef int failed = 0
+        with nogil:
+            if sets and single:
+                failed = rn_poincare_image().midpoints_f32(pixels, sets, <const float *> points, <const float *> of, to, beyond)
+            elif sets:
+                failed = rn_poincare_image().midpoints_f64(pixels, sets, <const double *> points, <const double *> of, to, beyond)
+        if failed & MEMORY:
+            raise MemoryError("midpoint: no memory for the points' masses")
+        if failed and check:
+            return None
+        return _rounded(wide, gaps.min(initial=1.0), self.pixels.curvature, self.points.dtype)
+
+    cdef backward(self, dm, curvature_dtype):
+        """Cotangents of points, curvature and weights."""
+        array = numpy.asarray(dm)
+        _checks.shape(array, "cotangent", self.shape)
+        cdef np.ndarray g = _in_order(array, numpy.float64), terms = numpy.zeros(self.sets)
+        cdef np.ndarray dx = _fresh(self.points), dweights = None if self.weights is None else _fresh(self.weights)
+        cdef void *points = np.PyArray_DATA(self.points)
+        cdef void *of = NULL if self.weights is None else np.PyArray_DATA(self.weights)
+        cdef const double *given = <const double *> np.PyArray_DATA(g)
+        cdef void *to = np.PyArray_DATA(dx)
+        cdef void *beside = NULL if dweights is None else np.PyArray_DATA(dweights)
+        cdef double *sums = <double *> np.PyArray_DATA(terms)
+        cdef bint single = np.PyArray_TYPE(dx) == np.NPY_FLOAT
+        cdef const rn_poincare_pixels *pixels = &self.pixels
+        cdef size_t sets = self.sets
+        cdef int failed = 0
+        with nogil:
+            if sets and single:
+                failed = rn_poincare_image().midpoints_back_f32(pixels, sets, <const float *> points, <const float *> of, given, <float *> to, <float *> beside, sums)
+            elif sets:
+                failed = rn_poincare_image().midpoints_back_f64(pixels, sets, <const double *> points, <const double *> of, given, <double *> to, <double *> beside, sums)
+        if failed:
+            raise MemoryError("midpoint: no memory for the points' masses")
+        return dx, numpy.asarray(terms.sum(), curvature_dtype), dweights
+
+
 def midpoint(x, curvature, weights=None, *, check=True, out=None):
     """Gyromidpoint; see :func:`refnorm.poincare.midpoint`. ``out`` takes the result."""
-    cdef np.ndarray points = _float_array(x, "x")
-    cdef np.ndarray of = None if weights is None else _float_array(weights, "weights")
-    cdef double c = _curvature(curvature, False)
-    cdef int ndim = np.PyArray_NDIM(points)
-    cdef rn_poincare_pixels pixels
-    cdef np.ndarray wide, gaps
-
-    def fallback():
-        return _store(reference.midpoint(x, curvature, weights, check=check), out)
-
-    shape = (<object> points).shape
-    if c == 0 or ndim < 2 or shape[ndim - 1] == 0 or shape[ndim - 2] == 0:
-        return fallback()
-    if of is not None:
-        if (np.PyArray_TYPE(of) != np.PyArray_TYPE(points) or (<object> of).shape != shape[: ndim - 1]
-                or not of.any(axis=-1).all()):
-            return fallback()
-        of = _contiguous(of)
-    wide = numpy.empty(shape[: ndim - 2] + shape[ndim - 1 :])
-    if out is not None:
-        _check_out(out, numpy.broadcast_to(numpy.empty(1, points.dtype), (<object> wide).shape))
-    pixels.images, pixels.channels, pixels.area, pixels.curvature = 1, shape[ndim - 1], shape[ndim - 2], c
-    pixels.by_rows = 1
-    gaps = numpy.empty(np.PyArray_SIZE(wide) // shape[ndim - 1])
-    if gaps.size and _gather_sets(&pixels, gaps.size, _contiguous(points), of, wide, gaps) and check:
-        return fallback()
-    return _store(_rounded(wide, gaps.min(initial=1.0), c, points.dtype), out)
+    cdef _Sets sets = _Sets.of(x, curvature, weights)
+    if sets is not None and out is not None:
+        _check_out(out, numpy.broadcast_to(numpy.empty(1, sets.points.dtype), sets.shape))
+    y = None if sets is None else sets.forward(check)
+    return _store(reference.midpoint(x, curvature, weights, check=check) if y is None else y, out)
 
 
-cdef _statistics(np.ndarray points, double c, np.ndarray middle, rn_poincare_pixels *pixels, rn_poincare_midpoint *to):
-    """Fill in the midpoint and the variance of a batch; return the batch as images and what failed."""
-    images = _images_of(points, pixels)
-    pixels.curvature = c
-    to.middle = <double *> np.PyArray_DATA(middle)
-    return images, _gather(pixels, images, to)
+def midpoint_vjp(x, curvature, weights=None, *, check=True):
+    """Gyromidpoint and its pullback; see :func:`refnorm.poincare.midpoint_vjp`.
+
+    Notes
+    -----
+    The pullback keeps a copy of the points and computes the midpoint anew.
+    """
+    cdef _Sets sets = _Sets.of(x, curvature, weights)
+    y = None if sets is None else sets.forward(check)
+    if y is None:
+        return reference.midpoint_vjp(x, curvature, weights, check=check)
+    # The caller may write to his arrays before he calls the pullback.
+    sets.points, sets.weights = numpy.array(sets.points), None if weights is None else numpy.array(sets.weights)
+    given = _curvature_dtype(curvature, sets.points.dtype)
+    return y, lambda dm: sets.backward(dm, given)
 
 
 cdef bint _is_batch(np.ndarray points) noexcept:
     return (np.PyArray_NDIM(points) == 2 or np.PyArray_NDIM(points) == 4) and np.PyArray_SIZE(points) > 0
-
-
-def midpoint_statistics(x, curvature, *, check=True):
-    """Midpoint and mean squared distance to it; see :func:`refnorm.poincare.midpoint_statistics`."""
-    cdef np.ndarray points = _float_array(x, "x")
-    cdef double c = _curvature(curvature, False)
-    cdef rn_poincare_pixels pixels
-    cdef rn_poincare_midpoint to
-    cdef np.ndarray middle
-    if c == 0 or not _is_batch(points):
-        return reference.midpoint_statistics(x, curvature, check=check)
-    middle = numpy.empty(np.PyArray_DIM(points, 1))
-    _, failed = _statistics(points, c, middle, &pixels, &to)
-    if failed and check:
-        return reference.midpoint_statistics(x, curvature, check=check)
-    return _rounded(middle, to.gap, c, points.dtype), numpy.asarray(to.variance, points.dtype)
 
 
 cdef np.ndarray _vector(given, name, np.ndarray points):
@@ -461,84 +485,301 @@ cdef double _scalar(given, name, np.ndarray points, bint zero):
     return value if 0 < value < numpy.inf or (zero and value == 0) else -1.0
 
 
+cdef class _Batch:
+    """A batch of points as images of pixels, its midpoint and variance, and what it is normalized to."""
+
+    cdef rn_poincare_pixels pixels
+    cdef rn_poincare_midpoint at
+    cdef rn_poincare_normalization way
+    cdef np.ndarray images, middle, gathered, bias, centre
+    cdef tuple shape
+    cdef double gain, eps
+    cdef bint training
+
+    @staticmethod
+    cdef _Batch of(x, curvature):
+        """None where the reference has to look at the arguments."""
+        cdef _Batch self = _Batch.__new__(_Batch)
+        cdef np.ndarray points = _float_array(x, "x")
+        self.pixels.curvature = _curvature(curvature, False)
+        if self.pixels.curvature == 0 or not _is_batch(points):
+            return None
+        self.shape = (<object> points).shape
+        self.images = _images_of(points, &self.pixels)
+        self.middle = numpy.zeros(self.pixels.channels)
+        self.gathered = numpy.empty((2, self.pixels.channels))
+        self.at.middle = <double *> np.PyArray_DATA(self.middle)
+        self.at.heaviest = <double *> np.PyArray_DATA(self.gathered)
+        self.at.drift = self.at.heaviest + self.pixels.channels
+        # For the statistics alone the way is a step of scale 1 to the origin.
+        self.training, self.bias, self.centre = True, numpy.zeros(self.pixels.channels), numpy.zeros(self.pixels.channels)
+        self.way.centre_gap, self.way.scale, self.way.margin = 1, 1, -1
+        return self
+
+    cdef bint gather(self) except -1:
+        """Fill in midpoint and variance; return whether a point lies outside."""
+        cdef void *points = np.PyArray_DATA(self.images)
+        cdef bint single = np.PyArray_TYPE(self.images) == np.NPY_FLOAT
+        cdef const rn_poincare_pixels *pixels = &self.pixels
+        cdef rn_poincare_midpoint *to = &self.at
+        cdef int failed
+        with nogil:
+            if single:
+                failed = rn_poincare_image().midpoint_f32(pixels, <const float *> points, 1, to)
+            else:
+                failed = rn_poincare_image().midpoint_f64(pixels, <const double *> points, 1, to)
+        if failed & MEMORY:
+            raise MemoryError("midpoint_statistics: no memory for the points' masses")
+        return failed & OUTSIDE
+
+    cdef tuple statistics(self):
+        dtype = self.images.dtype
+        return _rounded(self.middle, self.at.gap, self.pixels.curvature, dtype), numpy.asarray(self.at.variance, dtype)
+
+    cdef bint aim(self, bias, gain, mean, var, eps, bint check, bint project) except -1:
+        """Fill in what the batch is normalized by and to; return whether the reference has to look at the arguments."""
+        cdef np.ndarray points = self.images if len(self.shape) == 4 else self.images.T
+        cdef double c = self.pixels.curvature, length
+        if (mean is None) != (var is None) or not isinstance(eps, (int, float)) or not 0 < eps < numpy.inf:
+            return True
+        self.bias, self.gain, self.eps = _vector(bias, "bias", points), _scalar(gain, "gain", points, False), eps
+        if self.bias is None or self.gain < 0:
+            return True
+        length = numpy.sqrt(c) * numpy.linalg.norm(self.bias)
+        if not length < numpy.arctanh(OUTER):
+            return True
+        self.centre = self.bias * (numpy.tanh(length) / length if length > 0 else 1.0)
+        self.training = mean is None
+        if self.training:
+            if self.gather() and check:
+                return True
+        else:
+            middle, self.at.variance = _vector(mean, "mean", points), _scalar(var, "var", points, True)
+            if middle is None or self.at.variance < 0:
+                return True
+            self.middle[...] = middle
+            if rn_poincare().gaps_f64(self.at.middle, self.pixels.channels, &self.at.gap, 1, self.pixels.channels, c) and check:
+                return True
+        self.way.centre_gap = 1 - c * numpy.dot(self.centre, self.centre)
+        self.way.scale = numpy.sqrt(self.gain / (self.at.variance + eps))
+        self.way.margin = reference._ball.PROJECTION_MARGIN[self.images.dtype] if project else -1.0
+        return False
+
+    cdef rn_poincare_normalization *rails(self):
+        self.way.middle, self.way.centre = self.at.middle, <const double *> np.PyArray_DATA(self.centre)
+        self.way.middle_gap = self.at.gap
+        return &self.way
+
+    cdef bint forward(self, np.ndarray y) except -1:
+        """Fill in the normalized pixels; return whether a point lies outside."""
+        cdef void *source = np.PyArray_DATA(self.images)
+        cdef void *to = np.PyArray_DATA(y)
+        cdef bint single = np.PyArray_TYPE(self.images) == np.NPY_FLOAT
+        cdef const rn_poincare_pixels *pixels = &self.pixels
+        cdef const rn_poincare_normalization *way = self.rails()
+        cdef int failed
+        with nogil:
+            if single:
+                failed = rn_poincare_image().normalize_f32(pixels, <const float *> source, way, <float *> to)
+            else:
+                failed = rn_poincare_image().normalize_f64(pixels, <const double *> source, way, <double *> to)
+        if failed & MEMORY:
+            raise MemoryError("midpoint_batch_norm: no memory for a vector")
+        return failed & OUTSIDE
+
+    cdef object leave(self, np.ndarray images):
+        """Pixels in the shape in which the points came."""
+        return images if len(self.shape) == 4 else images.T
+
+    cdef np.ndarray sums(self, np.ndarray g):
+        """Cotangents of the middle, of the centre, the sum of A e, and the scale's cotangent; zeros of g if it is None."""
+        cdef np.ndarray results = numpy.empty(3 * self.pixels.channels + 1)
+        cdef double *to = <double *> np.PyArray_DATA(results)
+        cdef void *source = np.PyArray_DATA(self.images)
+        cdef void *given = NULL if g is None else np.PyArray_DATA(g)
+        cdef bint single = np.PyArray_TYPE(self.images) == np.NPY_FLOAT
+        cdef const rn_poincare_pixels *pixels = &self.pixels
+        cdef const rn_poincare_normalization *way = self.rails()
+        cdef int failed
+        with nogil:
+            if single:
+                failed = rn_poincare_image().normalize_sums_f32(pixels, <const float *> source, way, <const float *> given, to)
+            else:
+                failed = rn_poincare_image().normalize_sums_f64(pixels, <const double *> source, way, <const double *> given, to)
+        if failed:
+            raise MemoryError("midpoint_batch_norm: no memory for the sums over a batch")
+        return results
+
+    cdef tuple pull(self, np.ndarray g, np.ndarray dmiddle, double dvariance):
+        """dx as images, <dx, x> and <g, y>, from the cotangents of y and, in training, of the statistics."""
+        cdef np.ndarray dx = _fresh(self.images), products = numpy.empty(2)
+        cdef double *sums = <double *> np.PyArray_DATA(products)
+        cdef double by_distance = dvariance * self.distance_share()
+        cdef void *source = np.PyArray_DATA(self.images)
+        cdef void *given = NULL if g is None else np.PyArray_DATA(g)
+        cdef void *to = np.PyArray_DATA(dx)
+        cdef const rn_poincare_midpoint *of = &self.at if self.training else NULL
+        cdef const double *turn = <const double *> np.PyArray_DATA(dmiddle)
+        cdef bint single = np.PyArray_TYPE(self.images) == np.NPY_FLOAT
+        cdef const rn_poincare_pixels *pixels = &self.pixels
+        cdef const rn_poincare_normalization *way = self.rails()
+        cdef int failed
+        with nogil:
+            if single:
+                failed = rn_poincare_image().normalize_back_f32(pixels, <const float *> source, way, <const float *> given, of, turn, by_distance, <float *> to, sums)
+            else:
+                failed = rn_poincare_image().normalize_back_f64(pixels, <const double *> source, way, <const double *> given, of, turn, by_distance, <double *> to, sums)
+        if failed:
+            raise MemoryError("midpoint_batch_norm: no memory for the sums over a batch")
+        return dx, products[0], products[1]
+
+    cdef double distance_share(self):
+        """The variance is the mean of 4/c A^2: its derivative by A over A."""
+        return 8 / (self.pixels.curvature * self.pixels.images * self.pixels.area)
+
+    cdef np.ndarray middle_of_variance(self, np.ndarray sums, double dvariance):
+        """The variance's share in the cotangent of the midpoint."""
+        channels = self.pixels.channels
+        return -dvariance * self.distance_share() * numpy.sqrt(self.pixels.curvature) / self.at.gap * sums[2 * channels : 3 * channels]
+
+    cdef np.ndarray bias_cotangent(self, np.ndarray dcentre):
+        """Through centre = tanh(s)/s bias: tanh(s)/s across the bias, sech(s)^2 along it."""
+        cdef double size = numpy.linalg.norm(self.bias), s = numpy.sqrt(self.pixels.curvature) * size
+        if s == 0:
+            return dcentre
+        unit = self.bias / size
+        radial = numpy.dot(dcentre, unit)
+        return numpy.tanh(s) / s * (dcentre - radial * unit) + radial / numpy.cosh(s) ** 2 * unit
+
+    cdef tuple backward(self, dy, curvature_dtype):
+        """Cotangents of points, bias, gain, curvature, and given statistics."""
+        cdef np.ndarray g = _cotangent(dy, self.shape, self.images.dtype)
+        cdef size_t channels = self.pixels.channels
+        if len(self.shape) == 2:
+            g = _pixels_first(g)
+        sums = self.sums(g)
+        dmiddle, dscale = sums[:channels], sums[3 * channels]
+        # scale = sqrt(gain / (var + eps)).
+        dgain = dscale * self.way.scale / (2 * self.gain)
+        dvariance = -dscale * self.way.scale / (2 * (self.at.variance + self.eps))
+        if self.training:
+            dmiddle = dmiddle + self.middle_of_variance(sums, dvariance)
+        dx, along, total = self.pull(g, _in_order(dmiddle), dvariance if self.training else 0)
+        dbias = self.bias_cotangent(sums[channels : 2 * channels])
+        # All lengths times r, all variances times r^2 and the curvature over r^2 give r times the result.
+        along += numpy.dot(dbias, self.bias) + 2 * (dgain * self.gain + dvariance * self.eps)
+        if not self.training:
+            along += numpy.dot(dmiddle, self.middle) + 2 * dvariance * self.at.variance
+        dtype = self.images.dtype
+        given = (None, None) if self.training else (dmiddle.astype(dtype), numpy.asarray(dvariance, dtype))
+        dcurvature = numpy.asarray((along - total) / (2 * self.pixels.curvature), curvature_dtype)
+        return self.leave(dx), dbias.astype(dtype), numpy.asarray(dgain, dtype), dcurvature, *given
+
+    cdef tuple statistics_back(self, cotangent, curvature_dtype):
+        """Cotangents of points and curvature, from those of midpoint and variance."""
+        dtype, channels = self.images.dtype, self.pixels.channels
+        dmean, dvar = cotangent
+        for given, shape in ((dmean, (channels,)), (dvar, ())):
+            array = _checks.float_array(given, "cotangent")
+            _checks.same_dtype("x", self.images, cotangent=array)
+            _checks.shape(array, "cotangent", shape)
+        dvariance = float(dvar)
+        dmiddle = numpy.asarray(dmean, numpy.float64)
+        total = numpy.dot(dmiddle, self.middle) + 2 * dvariance * self.at.variance
+        turn = dmiddle + self.middle_of_variance(self.sums(None), dvariance)
+        dx, along, _ = self.pull(None, turn, dvariance)
+        return self.leave(dx), numpy.asarray((along - total) / (2 * self.pixels.curvature), curvature_dtype)
+
+    cdef keep(self):
+        """Own the points: the caller may write to his before he calls the pullback."""
+        self.images = numpy.array(self.images)
+
+
+def midpoint_statistics(x, curvature, *, check=True):
+    """Midpoint and mean squared distance to it; see :func:`refnorm.poincare.midpoint_statistics`."""
+    cdef _Batch batch = _Batch.of(x, curvature)
+    if batch is None or batch.gather() and check:
+        return reference.midpoint_statistics(x, curvature, check=check)
+    return batch.statistics()
+
+
+def midpoint_statistics_vjp(x, curvature, *, check=True):
+    """Midpoint, mean squared distance to it, and their pullback; see :func:`refnorm.poincare.midpoint_statistics_vjp`.
+
+    Notes
+    -----
+    The curvature's cotangent is ``(<dx, x> - <dmean, mean> - 2 dvar var) / (2 curvature)``; see :func:`conv2d_vjp`.
+    """
+    cdef _Batch batch = _Batch.of(x, curvature)
+    if batch is None or batch.gather() and check:
+        return reference.midpoint_statistics_vjp(x, curvature, check=check)
+    batch.keep()
+    given = _curvature_dtype(curvature, batch.images.dtype)
+    return batch.statistics(), lambda cotangent: batch.statistics_back(cotangent, given)
+
+
 def midpoint_batch_norm(x, bias, gain, curvature, mean=None, var=None, *, eps=reference._batch_norm.DEFAULT_EPS, check=True,
                         project=True, out=None):
     """Midpoint batch normalization; see :func:`refnorm.poincare.midpoint_batch_norm`. ``out`` takes the result."""
-    result, _ = _normalize(x, bias, gain, curvature, mean, var, eps, check, project, out, "midpoint_batch_norm")
-    return result
+    cdef np.ndarray y = None
+    cdef _Batch batch = _Batch.of(x, curvature)
+    direct = False
+    if batch is not None and not batch.aim(bias, gain, mean, var, eps, check, project):
+        if out is not None:
+            _check_out(out, _float_array(x, "x"))
+        direct = len(batch.shape) == 4 and _direct(out, (batch.images,))
+        y = out if direct else _fresh(batch.images)
+        if batch.forward(y) and check:
+            y = None
+    if y is None:
+        return _store(reference.midpoint_batch_norm(x, bias, gain, curvature, mean, var, eps=eps, check=check, project=project), out)
+    return out if direct else _store(batch.leave(y), out)
 
 
-cdef tuple _normalize(x, bias, gain, curvature, mean, var, eps, bint check, bint project, out, name):
-    """The normalized points and the statistics (mean, variance) that were used."""
-    cdef np.ndarray points = _float_array(x, "x")
-    cdef np.ndarray middle, centre, images, y
-    cdef double c = _curvature(curvature, False), wide_gain, length, root, spare = 1
-    cdef rn_poincare_pixels pixels
-    cdef rn_poincare_midpoint to
-    cdef rn_poincare_normalization way
-    cdef bint training = mean is None
-    cdef int failed
+def midpoint_batch_norm_vjp(x, bias, gain, curvature, mean=None, var=None, *, eps=reference._batch_norm.DEFAULT_EPS, check=True,
+                            project=True):
+    """Midpoint batch normalization and its pullback; see :func:`refnorm.poincare.midpoint_batch_norm_vjp`.
 
-    def fallback():
-        y, statistics, _ = reference._batch_norm.normalize(x, bias, gain, curvature, mean, var, eps, check, project)
-        return _store(y, out), statistics
-
-    if (c == 0 or not _is_batch(points) or (mean is None) != (var is None) or not isinstance(eps, (int, float))
-            or not 0 < eps < numpy.inf):
-        return fallback()
-    centre, wide_gain = _vector(bias, "bias", points), _scalar(gain, "gain", points, False)
-    if centre is None or wide_gain < 0:
-        return fallback()
-    root = numpy.sqrt(c)
-    length = root * numpy.linalg.norm(centre)
-    if not length < numpy.arctanh(OUTER):
-        return fallback()
-    if length > 0:
-        centre *= numpy.tanh(length) / length
-    if training:
-        middle = numpy.empty(np.PyArray_DIM(points, 1))
-        images, failed = _statistics(points, c, middle, &pixels, &to)
-        if failed & OUTSIDE and check:
-            return fallback()
-    else:
-        middle, to.variance = _vector(mean, "mean", points), _scalar(var, "var", points, True)
-        if middle is None or to.variance < 0:
-            return fallback()
-        if rn_poincare().gaps_f64(<const double *> np.PyArray_DATA(middle), np.PyArray_DIM(middle, 0), &to.gap, 1, np.PyArray_DIM(middle, 0), c) and check:
-            return fallback()
-        images = _images_of(points, &pixels)
-        pixels.curvature = c
-    way.middle, way.centre = <const double *> np.PyArray_DATA(middle), <const double *> np.PyArray_DATA(centre)
-    way.middle_gap = to.gap
-    way.centre_gap = 1 - c * numpy.dot(centre, centre)
-    way.scale = numpy.sqrt(wide_gain / (to.variance + eps))
-    way.margin = reference._ball.PROJECTION_MARGIN[points.dtype] if project else -1.0
-    if out is not None:
-        _check_out(out, points)
-    direct = np.PyArray_NDIM(points) == 4 and _direct(out, (points,))
-    y = out if direct else _empty((<object> images).shape, np.PyArray_TYPE(points))
-    failed = _run_normalize(&pixels, images, &way, y)
-    if failed & MEMORY:
-        raise MemoryError(f"{name}: no memory for a vector")
-    if failed & OUTSIDE and check:
-        return fallback()
-    statistics = (_rounded(middle, to.gap, c, points.dtype), numpy.asarray(to.variance, points.dtype)) if training else (mean, var)
-    if direct:
-        return out, statistics
-    return _store(y if np.PyArray_NDIM(points) == 4 else y.T, out), statistics
+    Notes
+    -----
+    Two passes over points and cotangents, the first for all sums over the batch. The curvature's cotangent follows from all others'
+    as in :func:`conv2d_vjp`.
+    """
+    y, _, pullback = normalize_images_vjp(x, bias, gain, curvature, mean, var, eps, check, project)
+    return y, pullback
 
 
-cdef int _run_normalize(const rn_poincare_pixels *pixels, np.ndarray images, const rn_poincare_normalization *way, np.ndarray y):
-    cdef void *source = np.PyArray_DATA(images)
-    cdef void *to = np.PyArray_DATA(y)
-    cdef bint single = np.PyArray_TYPE(images) == np.NPY_FLOAT
-    cdef int failed
-    with nogil:
-        if single:
-            failed = rn_poincare_image().normalize_f32(pixels, <const float *> source, way, <float *> to)
-        else:
-            failed = rn_poincare_image().normalize_f64(pixels, <const double *> source, way, <double *> to)
-    return failed
+cdef tuple _normalize(x, bias, gain, curvature, mean, var, eps, bint check, bint project, bint keep):
+    """The normalized points, the statistics (mean, variance) that were used and the batch; or None for the reference."""
+    cdef _Batch batch = _Batch.of(x, curvature)
+    cdef np.ndarray y
+    if batch is None or batch.aim(bias, gain, mean, var, eps, check, project):
+        return None
+    y = _fresh(batch.images)
+    if batch.forward(y) and check:
+        return None
+    if keep:
+        batch.keep()
+    return batch.leave(y), batch.statistics() if batch.training else (mean, var), batch
+
+
+def normalize_images(x, bias, gain, curvature, mean, var, eps, check, project):
+    """Normalized points, and the mean and variance that were used; arguments are those of ``midpoint_batch_norm``."""
+    found = _normalize(x, bias, gain, curvature, mean, var, eps, check, project, False)
+    if found is None:
+        return reference._batch_norm.normalize(x, bias, gain, curvature, mean, var, eps, check, project)[:2]
+    return found[:2]
+
+
+def normalize_images_vjp(x, bias, gain, curvature, mean, var, eps, check, project):
+    """Normalized points, the mean and variance that were used, and the pullback of the points."""
+    cdef _Batch batch
+    found = _normalize(x, bias, gain, curvature, mean, var, eps, check, project, True)
+    if found is None:
+        return reference._batch_norm.normalize(x, bias, gain, curvature, mean, var, eps, check, project)
+    y, statistics, batch = found
+    given = _curvature_dtype(curvature, batch.images.dtype)
+    return y, statistics, lambda dy: batch.backward(dy, given)
 
 
 cdef class _Pooling:
@@ -558,7 +799,7 @@ cdef class _Pooling:
         if (c == 0 or window is None or step is None or np.PyArray_NDIM(images) != 4 or 0 in (<object> images).shape[1:]
                 or np.PyArray_DIM(images, 2) < window[0] or np.PyArray_DIM(images, 3) < window[1]):
             return None
-        self.images = _contiguous(images)
+        self.images = _in_order(images)
         self.call.images, self.call.channels, self.call.height, self.call.width = (<object> images).shape
         self.call.rows, self.call.columns = window
         self.call.down, self.call.across = step
@@ -639,7 +880,7 @@ def avg_pool2d_vjp(x, curvature, *, size, stride=None, check=True, project=True)
     cdef np.ndarray y = _empty(layer.shape, np.PyArray_TYPE(layer.images))
     if layer.forward(y) and check:
         return fallback()
-    given = curvature.dtype if isinstance(curvature, (numpy.ndarray, numpy.generic)) else layer.images.dtype
+    given = _curvature_dtype(curvature, layer.images.dtype)
     return y, lambda dy: layer.backward(dy, given)
 
 
@@ -655,7 +896,7 @@ cdef np.ndarray _point_wise(np.ndarray x, np.ndarray other, double c, bint check
     pixels.curvature = c
     cdef double margin = reference._ball.PROJECTION_MARGIN[x.dtype]
     cdef np.ndarray y = _fresh(x)
-    other = None if other is None else _contiguous(other)
+    other = None if other is None else _in_order(other)
     cdef void *source = np.PyArray_DATA(x)
     cdef void *second = NULL if other is None else np.PyArray_DATA(other)
     cdef void *to = np.PyArray_DATA(y)
@@ -680,8 +921,3 @@ def add_images(f, skip, curvature, *, order="fr"):
     if order in ("fr", "rf"):
         y = _point_wise(_float_array(pair[0], "f"), _float_array(pair[1], "skip"), _curvature(curvature, False), True)
     return reference.residual_add(f, skip, curvature, order=order, axis=1) if y is None else y
-
-
-def normalize_images(x, bias, gain, curvature, mean, var, eps, check, project):
-    """Normalized points, and the mean and variance that were used; arguments are those of ``midpoint_batch_norm``."""
-    return _normalize(x, bias, gain, curvature, mean, var, eps, check, project, None, "midpoint_batch_norm")

@@ -9,7 +9,7 @@ import refnorm_fast.poincare as room
 from refnorm._typing import Array, F, Pullback, Tree
 from refnorm.poincare._batch_norm import DEFAULT_EPS
 from refnorm.poincare._poincare_resnet import LAYERS
-from refnorm_fast.poincare._image import add_images, normalize_images, relu_images
+from refnorm_fast.poincare._image import add_images, normalize_images, normalize_images_vjp, relu_images
 
 
 class _Inference:
@@ -37,6 +37,8 @@ class _Inference:
 
 class _Training:
     """The network's layers with pullbacks: this package's where it has them, else the reference's."""
+
+    normalize = staticmethod(normalize_images_vjp)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(room, name, None) or getattr(reference, name, None) or getattr(LAYERS, name)

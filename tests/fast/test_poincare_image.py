@@ -342,6 +342,158 @@ def test_midpoint(
         np.testing.assert_array_equal(fast.midpoint(x[0], curvature, one), actual[0])
 
 
+def pullbacks_agree(
+    function: str,
+    arguments: tuple[Any, ...],
+    ulp: float,
+    rng: np.random.Generator,
+    curvature: float,
+    size: float = 0.0,
+    **options: Any,
+) -> None:
+    """Values and cotangents of a room's function against the reference's; the caller's arrays are his own again in between.
+    ``size`` is that of terms that may cancel."""
+    y, back = getattr(fast, function)(*arguments, **options)
+    expected, reference_back = getattr(reference, function)(*arguments, **options)
+    first = y[0] if isinstance(y, tuple) else y
+    dtype = first.dtype
+    g: Any = rng.standard_normal(first.shape).astype(dtype)
+    of_y = y
+    if isinstance(y, tuple):
+        g, of_y = (g, np.array(0.7, dtype)), y[0]
+    wanted = reference_back(g)
+    x = arguments[0].copy()
+    for a in arguments:
+        if isinstance(a, np.ndarray) and a.ndim:
+            a[...] = 0
+    found = back(g)
+    for again, once in zip(back(g), found, strict=True):
+        np.testing.assert_array_equal(again, once)
+    for i, (actual, of) in enumerate(zip(found, wanted, strict=True)):
+        if of is None or actual is None:
+            assert actual is of
+        elif actual.shape == () and i > 0:
+            # Sums over the batch: what matters is how large their terms are.
+            terms = float(
+                np.abs(np.asarray(g[0] if isinstance(g, tuple) else g) * of_y).sum() + np.abs(found[0] * x).sum()
+            )
+            assert actual.dtype == of.dtype
+            scale = max(terms / curvature, terms, size, float(np.abs(of)))
+            np.testing.assert_allclose(actual, of, rtol=0, atol=ulp * np.finfo(dtype).eps * scale)
+        else:
+            agree(actual, of, ulp, size)
+    for actual, of in zip(
+        y if isinstance(y, tuple) else (y,), expected if isinstance(y, tuple) else (expected,), strict=True
+    ):
+        agree(actual, of, ulp, np.abs(x).max(initial=0) if actual.ndim else 0)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_batch_norm_pullback_every_tail(dtype: Any) -> None:
+    rng = np.random.default_rng(30)
+    shapes = [(n, 1 + n % 9) for n in range(2, 131, 3)] + [(2, 3, 1, 7), (3, 17, 5, 8), (1, 2, 40, 40), (2, 1, 513, 1)]
+    for shape in shapes:
+        for inference in (False, True):
+            x, bias, gain, mean, var = batch_of(rng, shape, dtype, 0.7)
+            arguments = (x, bias, gain, np.array(0.7, dtype), *((mean, var) if inference else ()))
+            pullbacks_agree("midpoint_batch_norm_vjp", arguments, 200, rng, 0.7)
+        pullbacks_agree("midpoint_statistics_vjp", (batch_of(rng, shape, dtype, 0.7)[0], 0.7), 60, rng, 0.7)
+
+
+@pytest.mark.usefixtures("isa")
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 4), st.integers(1, 5)),
+    dtype=st.sampled_from(support.DTYPES),
+    curvature=st.sampled_from([1.0, 0.1, 1e-9, 1e12]),
+    reach=st.sampled_from([0.0, 1e-9, 0.5, 0.99, 0.9999]),
+    inference=st.booleans(),
+    project=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_batch_norm_pullback(
+    shape: tuple[int, int, int, int],
+    dtype: Any,
+    curvature: float,
+    reach: float,
+    inference: bool,
+    project: bool,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    _, bias, gain, mean, var = batch_of(rng, shape, dtype, curvature)
+    x = pixels(rng, shape, dtype, curvature, reach)
+    arguments = (x, bias, gain, curvature, *((mean, var) if inference else ()))
+    # Cotangents grow as 1/gap, and errors of the points' gaps and of the directions with them. Where points are
+    # equal, or only one, terms as large as the scale cancel.
+    ulp = {0.99: 3e3, 0.9999: 3e5}.get(reach, 100) if dtype == np.float64 else 100
+    size = 4 * float(np.sqrt(gain * curvature / 0.01))
+    pullbacks_agree(
+        "midpoint_batch_norm_vjp", arguments, ulp, rng, curvature, size, eps=0.01 / curvature, project=project
+    )
+
+
+@pytest.mark.usefixtures("isa")
+@given(
+    shape=st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 9)),
+    dtype=st.sampled_from(support.DTYPES),
+    curvature=st.sampled_from([1.0, 0.1, 1e-9, 1e12]),
+    weighted=st.booleans(),
+    reach=st.sampled_from([0.0, 0.5, 0.99, 0.9999]),
+    seed=st.integers(0, 2**32),
+)
+def test_midpoint_pullback(
+    shape: tuple[int, int, int], dtype: Any, curvature: float, weighted: bool, reach: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = np.moveaxis(pixels(rng, (shape[0], shape[2], shape[1]), dtype, curvature, reach), 1, -1)
+    weights = rng.standard_normal(shape[:2]).astype(dtype) if weighted else None
+    if weights is not None:
+        weights[:, 1:3] = 0
+    pullbacks_agree("midpoint_vjp", (x, np.array(curvature), weights), 1e6 if reach > 0.9 else 1000, rng, curvature)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_midpoints_of_more_points_than_a_block(dtype: Any) -> None:
+    rng = np.random.default_rng(31)
+    for points, channels in ((1500, 3), (70, 900), (33, 33), (1000, 16), (17, 1)):
+        x = np.moveaxis(pixels(rng, (2, channels, points), dtype, 0.4), 1, -1)
+        weights = rng.standard_normal((2, points)).astype(dtype)
+        for of in (None, weights):
+            agree(fast.midpoint(x, 0.4, of), reference.midpoint(x, 0.4, of), 60, np.abs(x).max())
+            pullbacks_agree("midpoint_vjp", (x.copy(), 0.4, None if of is None else of.copy()), 300, rng, 0.4)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_pullbacks_of_one_point_equal_points_and_projected_ones(dtype: Any) -> None:
+    rng = np.random.default_rng(32)
+    bias, gain = np.full(5, 0.1, dtype), np.array(9.0, dtype)
+    one = pixels(rng, (1, 5), dtype, 1.0)
+    pullbacks_agree("midpoint_batch_norm_vjp", (one.copy(), bias.copy(), gain, 1.0), 30, rng, 1.0, 10.0, eps=1.0)
+    for inference in ((), (one[0].copy(), np.array(0.5, dtype))):
+        arguments = (np.repeat(one, 40, axis=0), bias.copy(), gain, 1.0, *inference)
+        pullbacks_agree("midpoint_batch_norm_vjp", arguments, 300, rng, 1.0, 100.0, eps=1.0)
+    # A variance of 9 sends many points to the projection's edge.
+    x = pixels(rng, (200, 5), dtype, 1.0, 0.99)
+    assert (np.linalg.norm(fast.midpoint_batch_norm(x, bias, gain, 1.0), axis=1) > 0.995).any()
+    pullbacks_agree("midpoint_batch_norm_vjp", (x, bias.copy(), gain, 1.0), 1e4, rng, 1.0)
+
+
+@pytest.mark.usefixtures("isa")
+def test_nan_in_pullbacks() -> None:
+    for dtype in support.DTYPES:
+        x, bias, gain, mean, var = batch_of(np.random.default_rng(33), (2, 4, 6, 7), dtype, 1.0)
+        g = np.ones_like(x)
+        g[1, 2, 3, 4] = np.nan
+        dx, dbias, *_ = fast.midpoint_batch_norm_vjp(x, bias, gain, 1.0, mean, var)[1](g)
+        assert np.isnan(dx[1, :, 3, 4]).all()
+        assert np.isnan(dx).sum() == 4
+        assert np.isnan(dbias).all()
+        assert all(np.isnan(part).all() for part in fast.midpoint_batch_norm_vjp(x, bias, gain, 1.0)[1](g)[:4])
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", support.DTYPES)
 def test_equal_points_and_clusters(dtype: Any) -> None:
@@ -555,6 +707,16 @@ W, B = np.full((27, 2), 0.1), np.zeros(2)
         lambda room: room.midpoint(X, 1.0, X),
         lambda room: room.midpoint(X, 1.0, X[..., 0].astype("f4")),
         lambda room: room.midpoint(X, 1.0, 0 * X[..., 0]),
+        lambda room: room.midpoint_vjp(10 * X, 1.0),
+        lambda room: room.midpoint_vjp(X, 1.0)[1](X),
+        lambda room: room.midpoint_vjp(X, 1.0, 0 * X[..., 0]),
+        lambda room: room.midpoint_statistics_vjp(10 * X, 1.0),
+        lambda room: room.midpoint_statistics_vjp(X, 1.0)[1]((V[:2], G)),
+        lambda room: room.midpoint_statistics_vjp(X, 1.0)[1]((V, V)),
+        lambda room: room.midpoint_statistics_vjp(X, 1.0)[1]((V.astype("f4"), G)),
+        lambda room: room.midpoint_batch_norm_vjp(10 * X, V, G, 1.0),
+        lambda room: room.midpoint_batch_norm_vjp(X, V, G, 1.0)[1](X[0]),
+        lambda room: room.midpoint_batch_norm_vjp(X, V, G, 1.0, M),
         lambda room: room.midpoint_statistics(X[0], 1.0),
         lambda room: room.midpoint_statistics(X[:0], 1.0),
         lambda room: room.midpoint_statistics(10 * X, 1.0),
@@ -635,6 +797,8 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
                         fast.midpoint_batch_norm(x, bias[:8], np.array(1, np.float32), 1.0),
                         fast.avg_pool2d(x, 1.0, size=3),
                         *fast.midpoint_statistics(x, 1.0),
+                        *fast.midpoint_batch_norm_vjp(x, bias[:8], np.array(1, np.float32), 1.0)[1](x)[:4],
+                        *fast.midpoint_vjp(np.moveaxis(x, 1, -1), 1.0, x[:, 0])[1](x[:, :, :, 0].swapaxes(1, 2)),
                     )
                 )
         for other in results[1:]:
