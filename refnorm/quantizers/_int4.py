@@ -1,6 +1,8 @@
 """Linear layers whose weights are 4-bit codes, with a scale and a zero point for each group of inputs.
 
 w_hat[k, n] = scale[n, g] (q[n, k] - zero_point[n, g]),   g = k // group_size        y = x @ w_hat + bias
+
+The activations ``x`` are floats, or rounded to 8 bits in the groups of the weight.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ import numpy as np
 from refnorm import _checks
 from refnorm._typing import AnyArray, Array, F, IntArray, Pullback
 from refnorm.quantizers._affine import affine_qparams, quantize
+from refnorm.quantizers._int8 import HIGHEST
+from refnorm.quantizers._int8 import codes as int8_codes
 
 BITS = 4
 RANGES = ("minmax", "mse")
+ACTIVATIONS = ("float", "int8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,14 +169,19 @@ def check_int4_weight(weight: Int4Weight) -> None:
     _checks.shape(weight.zero_point, "weight.zero_point", (outputs, groups))
 
 
-def int4_linear(x: Array[F], weight: Int4Weight, bias: Array[F] | None = None) -> Array[F]:
-    """Apply a linear layer whose weights have 4 bits, to inputs in float.
+def int4_linear(
+    x: Array[F], weight: Int4Weight, bias: Array[F] | None = None, *, activations: str = "float"
+) -> Array[F]:
+    """Apply a linear layer whose weights have 4 bits.
 
     Parameters
     ----------
     x : array (..., K)
     weight : Int4Weight of (N, K)
     bias : array (N,) or None
+    activations : {"float", "int8"}
+        ``"float"``: ``x`` as it is. ``"int8"``: every row of ``x`` is rounded to 8 bits, by the largest magnitude of
+        each group of ``weight.group_size`` entries; ``x`` is finite then.
 
     Returns
     -------
@@ -182,29 +192,39 @@ def int4_linear(x: Array[F], weight: Int4Weight, bias: Array[F] | None = None) -
     TypeError
         If a dtype differs from that of ``x``, which includes ``weight.scale``.
     ValueError
-        If a shape does not fit.
+        If a shape does not fit, ``activations`` is unknown, or is ``"int8"`` and ``x`` holds NaN or infinity.
 
     Notes
     -----
     ``y = x @ w_hat + bias`` with the weights of :func:`dequantize_weight_int4`, in float64 and rounded once to the dtype
     of ``x``.
 
+    With ``activations="int8"``, ``x`` is replaced by ``x_hat = c / 127 * round(127 x / c)``, ``c`` being the largest
+    magnitude of the row's group. An entry moves by at most ``c / 254``, and ``y`` by at most the sum of ``c |w_hat| / 254``.
+
     References
     ----------
-    Ma et al. (2024), arXiv 2403.12544 (weights in 4 bits, activations in float).
+    Ma et al. (2024), arXiv 2403.12544 (weights in 4 bits, activations in float); Dettmers et al. (2022), arXiv
+    2208.07339, section 2.1 (rounding to 8 bits by the largest magnitude).
 
     Examples
     --------
-    >>> int4_linear(np.array([[1.0, -2.0, 0.5]]), quantize_weight_int4(np.array([[0.0], [1.5], [3.0]]))).round(4)
+    >>> weight = quantize_weight_int4(np.array([[0.0], [1.5], [3.0]]))
+    >>> int4_linear(np.array([[1.0, -2.0, 0.5]]), weight).round(4)
     array([[-1.7]])
+    >>> int4_linear(np.array([[1.0, -2.0, 0.5]]), weight, activations="int8").round(4)
+    array([[-1.6882]])
     """
-    return int4_linear_vjp(x, weight, bias)[0]
+    return int4_linear_vjp(x, weight, bias, activations=activations)[0]
 
 
-def int4_linear_vjp(x: Array[F], weight: Int4Weight, bias: Array[F] | None = None) -> tuple[Array[F], Pullback]:
+def int4_linear_vjp(
+    x: Array[F], weight: Int4Weight, bias: Array[F] | None = None, *, activations: str = "float"
+) -> tuple[Array[F], Pullback]:
     """Return :func:`int4_linear` and its pullback ``dy -> (dx, dbias)``; the weights are frozen.
 
-    ``dbias`` is None without a bias. Parameters, errors and references are those of :func:`int4_linear`.
+    With ``activations="int8"`` the gradient is straight-through: it passes as if ``x`` were not rounded. ``dbias`` is
+    None without a bias. Parameters, errors and references are those of :func:`int4_linear`.
     """
     x = _checks.float_array(x, "x", min_ndim=1)
     w_hat = dequantize_weight_int4(weight)
@@ -216,7 +236,11 @@ def int4_linear_vjp(x: Array[F], weight: Int4Weight, bias: Array[F] | None = Non
         bias = _checks.float_array(bias, "bias")
         _checks.same_dtype("x", x, bias=bias)
         _checks.shape(bias, "bias", (outputs,))
+    _checks.one_of(activations, "activations", ACTIVATIONS)
     rows = x.reshape(int(np.prod(x.shape[:-1])), inputs)
+    if activations == "int8":
+        _checks.finite(x, "x")
+        rows = _in_8_bits(rows, min(weight.group_size, inputs))
     wide = rows.astype(np.result_type(x, np.float64)) @ w_hat
     dtype = x.dtype if bias is None else np.result_type(x, bias)
     y = (wide if bias is None else wide + bias).astype(dtype, copy=False).reshape(*x.shape[:-1], outputs)
@@ -227,3 +251,15 @@ def int4_linear_vjp(x: Array[F], weight: Int4Weight, bias: Array[F] | None = Non
         return dx, None if bias is None else g.sum(axis=0).astype(x.dtype)
 
     return y, pullback
+
+
+def _in_8_bits(rows: AnyArray, group_size: int) -> AnyArray:
+    """What the 8-bit codes of each group of a row stand for, in float64."""
+    count, inputs = rows.shape
+    groups = -(-inputs // group_size)
+    filled = np.zeros((count, groups * group_size), rows.dtype)
+    filled[:, :inputs] = rows
+    grouped = filled.reshape(count, groups, group_size)
+    absmax = np.abs(grouped).max(axis=2, keepdims=True, initial=0)
+    x_hat: AnyArray = int8_codes(grouped, absmax) * (absmax.astype(np.float64) / HIGHEST)
+    return x_hat.reshape(filled.shape)[:, :inputs]

@@ -108,3 +108,47 @@ static void TILE(dequantize)(const rn_int4_weight *weight, size_t first, size_t 
         }
     }
 }
+
+/* Largest magnitude of `count` numbers, by their patterns, which are in the order of the magnitudes; NaN or infinity where
+ * there is one. */
+RN_INLINE REAL TILE(largest_of)(const REAL *x, size_t count) {
+    const TILE_WORD magnitude = (TILE_WORD)-1 >> 1;
+    TILE_WORD top = 0;
+    for (size_t i = 0; i < count; i++) {
+        TILE_WORD bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= magnitude;
+        top = bits > top ? bits : top;
+    }
+    REAL largest;
+    memcpy(&largest, &top, sizeof largest);
+    return largest;
+}
+
+/* rint(127 x / largest), both operations rounded. */
+RN_INLINE void TILE(codes_of)(const REAL *x, size_t count, REAL largest, REAL *codes) {
+    REAL inverse = largest > 0 ? 127 / largest : 0;
+    if (inverse - inverse == 0)
+        for (size_t i = 0; i < count; i++) codes[i] = TILE_RINT(x[i] * inverse);
+    else /* 127 / largest overflows */
+        for (size_t i = 0; i < count; i++) codes[i] = TILE_RINT(x[i] / largest * 127);
+}
+
+static int TILE(in_8_bits)(const REAL *x, size_t rows, size_t depth, size_t group, REAL *to) {
+    int threads = rn_threads(rows, (double)rows * (double)depth), failed = 0;
+    RN_PARALLEL(threads) {
+        RN_SHARE(rows, first, last);
+        for (size_t row = first; row < last; row++)
+            for (size_t k = 0; k < depth; k += group) {
+                size_t count = depth - k < group ? depth - k : group, at = row * depth + k;
+                REAL largest = TILE(largest_of)(x + at, count), step = largest / 127;
+                if (!(largest - largest == 0)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+                TILE(codes_of)(x + at, count, largest, to + at);
+                if (largest < 1) /* its 127th part may be subnormal */
+                    for (size_t i = 0; i < count; i++) to[at + i] = to[at + i] * largest / 127;
+                else
+                    for (size_t i = 0; i < count; i++) to[at + i] *= step;
+            }
+    }
+    return failed;
+}

@@ -16,7 +16,7 @@ from refnorm_fast.quantizers._core import (
     vectorwise_quantize,
 )
 from refnorm_fast.quantizers._half import round_bfloat16, round_float16, stochastic_round
-from refnorm_fast.quantizers._int4 import int4_linear, int4_linear_vjp
+from refnorm_fast.quantizers._int4 import int4_linear, int4_linear_vjp, quantize_weight_int4
 from refnorm_fast.quantizers._levels import (
     log2_fake_quantize,
     log2_fake_quantize_vjp,
@@ -80,6 +80,7 @@ __all__ = [
     "matmul_zeropoint",
     "quantize",
     "quantize_weight",
+    "quantize_weight_int4",
     "range_fake_quantize",
     "range_fake_quantize_vjp",
     "rms_norm_absmax_quantize",

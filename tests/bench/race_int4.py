@@ -13,30 +13,36 @@ SMALL = (1, 384, 1536)
 
 
 def races() -> list[dict]:
-    found = [layer(*shape, 128) for shape in (SMALL, *SHAPES)]
-    return [*found, layer(1, 4096, 4096, 32), layer(64, 4096, 4096, 32), backward(64, 4096, 4096, 128)]
+    found = []
+    for activations in ("float", "int8"):
+        found += [layer(*shape, 128, activations) for shape in (SMALL, *SHAPES)]
+        found += [layer(1, 4096, 4096, 32, activations), layer(64, 4096, 4096, 32, activations)]
+    return [*found, backward(64, 4096, 4096, 128)]
 
 
-def layer(rows: int, inputs: int, outputs: int, group: int) -> dict:
+def layer(rows: int, inputs: int, outputs: int, group: int, activations: str) -> dict:
+    """Like against like: peers that round the inputs to 8 bits meet the form that does, the others the other one."""
     import refnorm_fast.quantizers as fast
-    from refnorm.quantizers import dequantize_weight_int4, quantize_weight_int4
+    from refnorm.quantizers import dequantize_weight_int4
 
     rng = np.random.default_rng(0)
     weight = (rng.standard_normal((inputs, outputs)) / np.sqrt(inputs)).astype(np.float32)
     x, bias = rng.standard_normal((rows, inputs)).astype(np.float32), rng.standard_normal(outputs).astype(np.float32)
-    packed = quantize_weight_int4(weight, group_size=group)
+    packed = fast.quantize_weight_int4(weight, group_size=group)
     w_hat = np.ascontiguousarray(dequantize_weight_int4(packed).astype(np.float32))
     out = np.empty((rows, outputs), np.float32)
     candidates = {
-        "refnorm_fast": lambda: fast.int4_linear(x, packed, bias, out=out),
+        "refnorm_fast": lambda: fast.int4_linear(x, packed, bias, activations=activations, out=out),
         "NumPy, float32 weights": lambda: x @ w_hat + bias,
     }
-    for label, make in (
+    peers = [
         ("torch, float32 weights", torch_float),
         ("torch, 4-bit weights, bfloat16", torch_int4),
         ("onnxruntime, 4-bit weights", onnxruntime_int4),
-        ("onnxruntime, 4-bit weights, 8-bit inputs", onnxruntime_int8_inputs),
-    ):
+    ]
+    if activations == "int8":
+        peers = [("onnxruntime, 4-bit weights, 8-bit inputs", onnxruntime_int8_inputs)]
+    for label, make in peers:
         try:
             call = make(x, packed, w_hat, bias)
             call()
@@ -47,7 +53,7 @@ def layer(rows: int, inputs: int, outputs: int, group: int) -> dict:
     size = np.linalg.norm(exact)
     return {
         "method": "quantizers/affine_quant",
-        "name": f"4-bit layer, groups of {group}",
+        "name": f"4-bit layer, groups of {group}" + (", 8-bit activations" if activations == "int8" else ""),
         "shape": f"{rows}x{inputs}x{outputs}",
         "candidates": candidates,
         "ours": "refnorm_fast",

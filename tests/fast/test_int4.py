@@ -56,6 +56,107 @@ def check(x, weight, bias=None):
     assert (np.abs(got - expected) <= unit * size + least).all()
 
 
+def check_8_bits(x, weight, bias=None):
+    """Within 2^-21 of what the magnitudes add up to: an input is rounded to its code, a code to its place, a product is.
+
+    Kept and given weights are one function: the first are packed, the second are not.
+    """
+    arguments = (x, weight, bias)
+    got = fast.int4_linear(*arguments, activations="int8")
+    again = fast.int4_linear(x, dataclasses.replace(weight, q=weight.q.copy()), bias, activations="int8")
+    expected = reference.int4_linear(*arguments, activations="int8")
+    assert got.dtype == x.dtype
+    assert got.shape == expected.shape
+    largest = np.abs(x).max(axis=-1, initial=0)[..., None].astype(np.float64)
+    size = largest * np.abs(reference.dequantize_weight_int4(weight)).sum(axis=0)
+    if bias is not None:
+        size = size + np.abs(bias)
+    unit = 2.0**-21 if x.dtype == np.float32 else 2.0**-50
+    least = x.shape[-1] * float(np.finfo(x.dtype).smallest_subnormal) * 2
+    assert (np.abs(got - expected) <= unit * size + least).all()
+    assert (np.abs(again - expected) <= unit * size + least).all()
+
+
+def kept(rng, inputs, outputs, group_size, dtype=np.float32):
+    return fast.quantize_weight_int4(rng.standard_normal((inputs, outputs)).astype(dtype), group_size=group_size)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("group_size", GROUPS)
+def test_8_bit_activations_of_every_group_and_number_of_rows(group_size, dtype):
+    rng = np.random.default_rng(20)
+    for inputs, outputs in ((1, 1), (8, 3), (127, 33), (300, 40), (1027, 9)):
+        weight, bias = kept(rng, inputs, outputs, group_size, dtype), rng.standard_normal(outputs).astype(dtype)
+        for rows in (1, 2, 3, 7, 8, 9, 15):
+            check_8_bits(rng.standard_normal((rows, inputs)).astype(dtype), weight, bias)
+    check_8_bits(rng.standard_normal((270, 600)).astype(dtype), kept(rng, 600, 70, group_size, dtype))
+    check_8_bits(rng.standard_normal((2, 3, 300)).astype(dtype), kept(rng, 300, 5, group_size, dtype))
+
+
+@pytest.mark.parametrize("group_size", [16, 24, 128])
+def test_hostile_8_bit_activations(group_size):
+    rng = np.random.default_rng(21)
+    weight = kept(rng, 256, 40, group_size)
+    for rows in (1, 20):
+        for value in support.HOSTILE:
+            x = np.full((rows, 256), value / 1024, np.float32)
+            check_8_bits(x, weight)
+            x[0, ::3] = 0
+            check_8_bits(x, weight)
+    for value in support.SPECIAL:
+        x = np.ones((9, 256), np.float32)
+        x[7, 200] = value
+        with pytest.raises(ValueError, match="x: expected finite values"):
+            fast.int4_linear(x, weight, activations="int8")
+    zero_point = rng.integers(0, 256, weight.zero_point.shape, dtype=np.uint8)
+    any_code = dataclasses.replace(
+        weight, q=rng.integers(0, 256, weight.q.shape, dtype=np.uint8), zero_point=zero_point
+    )
+    for rows in (1, 9):
+        check_8_bits(rng.standard_normal((rows, 256)).astype(np.float32), any_code)
+
+
+def test_8_bit_activations_on_any_number_of_threads():
+    rng = np.random.default_rng(22)
+    for group_size in (32, 40, 128):
+        for weight in (kept(rng, 520, 301, group_size), layer(rng, 520, 301, group_size)):
+            for rows in (1, 5, 40):
+                x = rng.standard_normal((rows, 520)).astype(np.float32)
+                results = []
+                for count in (1, 2, 3):
+                    with support.threads(count):
+                        results.append(fast.int4_linear(x, weight, activations="int8"))
+                for other in results[1:]:
+                    np.testing.assert_array_equal(other, results[0])
+
+
+def test_a_packed_weight_is_not_taken_for_another():
+    rng = np.random.default_rng(23)
+    weight, x = kept(rng, 256, 40, 64), rng.standard_normal((3, 256)).astype(np.float32)
+    first = fast.int4_linear(x, weight, activations="int8")
+    assert not weight.q.flags.writeable
+    other = dataclasses.replace(weight, q=np.zeros_like(weight.q))
+    assert not np.array_equal(fast.int4_linear(x, other, activations="int8"), first)
+    np.testing.assert_array_equal(fast.int4_linear(x, weight, activations="int8"), first)
+    for view in (np.asfortranarray(weight.q), np.repeat(weight.q, 2, axis=1)[:, ::2]):
+        np.testing.assert_array_equal(
+            fast.int4_linear(x, dataclasses.replace(weight, q=view), activations="int8"),
+            fast.int4_linear(x, dataclasses.replace(weight, q=weight.q.copy()), activations="int8"),
+        )
+
+
+def test_quantize_weight_is_the_references():
+    rng = np.random.default_rng(24)
+    weight = rng.standard_normal((50, 7)).astype(np.float32)
+    for method in ("minmax", "mse"):
+        got = fast.quantize_weight_int4(weight, group_size=16, method=method)
+        expected = quantize_weight_int4(weight, group_size=16, method=method)
+        for name in ("q", "scale", "zero_point"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+    with pytest.raises(ValueError, match="group_size: expected an integer >= 1"):
+        fast.quantize_weight_int4(weight, group_size=0)
+
+
 def in_float64(weight):
     return dataclasses.replace(weight, scale=weight.scale.astype(np.float64))
 
@@ -154,6 +255,7 @@ def test_layouts_and_out():
                 )
         support.check_out(lambda x, **out: fast.int4_linear(x, weight, bias, **out), x)  # noqa: B023
         support.check_out_errors(lambda x, **out: fast.int4_linear(x, weight, bias, **out), x)  # noqa: B023
+        support.check_out(lambda x, **out: fast.int4_linear(x, weight, bias, activations="int8", **out), x)  # noqa: B023
         whole = fast.int4_linear(x, weight, bias)
         np.testing.assert_array_equal(fast.int4_linear(x.reshape(5, 8, 33), weight, bias).reshape(40, 33), whole)
         assert fast.int4_linear(x[0], weight).shape == (33,)
@@ -195,6 +297,10 @@ def test_vjp_follows_the_reference(group_size, dtype):
             assert got.dtype == dtype
             np.testing.assert_allclose(got, want, atol=tolerance)
     assert fast.int4_linear_vjp(x, weight)[1](dy)[1] is None
+    y, pullback = fast.int4_linear_vjp(x, weight, bias, activations="int8")
+    np.testing.assert_array_equal(y, fast.int4_linear(x, weight, bias, activations="int8"))
+    for got, want in zip(pullback(dy), expected_pullback(dy), strict=True):
+        np.testing.assert_allclose(got, want, atol=tolerance)
     empty = layer(rng, 3, 0, 2, dtype)
     assert fast.int4_linear_vjp(x[..., :3], empty)[1](dy[..., :0])[0].shape == (2, 5, 3)
 
@@ -258,6 +364,9 @@ def test_same_errors_as_the_reference():
         (x, dataclasses.replace(weight, zero_point=weight.zero_point[1:]), None),
         (x, dataclasses.replace(weight, group_size=0), None),
     ]
+    for function in (reference.int4_linear, fast.int4_linear):
+        with pytest.raises(ValueError, match="activations: expected one of 'float', 'int8', got 'int16'"):
+            function(x, weight, activations="int16")
     for arguments in calls:
         for name in ("int4_linear", "int4_linear_vjp"):
             with pytest.raises((TypeError, ValueError)) as expected:

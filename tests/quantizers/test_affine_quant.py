@@ -11,6 +11,7 @@ from refnorm.quantizers import (
     affine_equivalent_vjp,
     affine_quant_linear,
     affine_quant_linear_vjp,
+    dequantize_weight_int4,
     dominance_margin,
     fit_affine_quant,
     gradual_mask,
@@ -90,6 +91,14 @@ def int4_case(name, shape, bias=True):
     return GradientCase(int4_linear_vjp, arrays, call=call, method="complex", name=name)
 
 
+def float_layer(x, bias, **_):
+    return x @ dequantize_weight_int4(FOUR_BITS) + bias
+
+
+def int8_activations(x, bias, **options):
+    return int4_linear_vjp(x, FOUR_BITS, bias, **options)
+
+
 GRADIENT_CASES = [
     GradientCase(affine_equivalent_vjp, tuple(ARGUMENTS[:5]), method="complex", name="full matrix"),
     GradientCase(affine_equivalent_vjp, tuple(ARGUMENTS[:5]), {"mask": MASK}, method="complex", name="masked"),
@@ -104,6 +113,14 @@ GRADIENT_CASES = [
     int4_case("no bias", (5, 7), bias=False),
     int4_case("leading axes", (2, 3, 7)),
     int4_case("one row", (7,)),
+    GradientCase(
+        int4_linear_vjp,
+        (RNG.standard_normal((2, 3, 7)), RNG.standard_normal(4)),
+        {"activations": "int8"},
+        call=int8_activations,
+        surrogate=float_layer,
+        name="8-bit activations",
+    ),
 ]
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refnorm.quantizers import (
+    absmax_quantize,
     affine_qparams,
     dequantize_weight_int4,
     fake_quantize,
@@ -14,6 +15,12 @@ from refnorm.quantizers import (
 )
 
 RNG = np.random.default_rng(7)
+
+
+def in_float64(weight):
+    return dataclasses.replace(weight, scale=weight.scale.astype(float))
+
+
 WEIGHT = quantize_weight_int4(RNG.standard_normal((7, 4)), group_size=3)
 
 
@@ -61,7 +68,44 @@ def test_layer_is_the_product_with_the_dequantized_weights(dtype):
     np.testing.assert_allclose(y, expected, rtol=np.finfo(dtype).eps, atol=1e-14)
 
 
+@given(st.integers(1, 40), st.integers(1, 20), st.booleans(), st.integers(0, 99))
+def test_activations_in_8_bits_move_an_output_by_less_than_the_bound(inputs, group_size, wide, seed):
+    rng = np.random.default_rng(seed)
+    dtype = np.float64 if wide else np.float32
+    weight = quantize_weight_int4(rng.standard_normal((inputs, 3)).astype(dtype), group_size=group_size)
+    x = (rng.standard_normal((4, inputs)) * 10.0 ** rng.integers(-30, 30, (4, 1))).astype(dtype)
+    y, exact = int4_linear(x, weight, activations="int8"), int4_linear(x.astype(float), in_float64(weight))
+    assert y.dtype == dtype
+    largest = np.repeat(np.maximum.reduceat(np.abs(x), range(0, inputs, group_size), axis=1), group_size, axis=1)
+    bound = largest[:, :inputs].astype(float) @ np.abs(dequantize_weight_int4(weight)) / 254
+    assert (np.abs(y - exact) <= bound * (1 + 1e-4) + 1e-30).all()
+
+
+def test_codes_of_8_bits_are_those_of_absmax_quantize():
+    x = RNG.standard_normal((5, 7))
+    codes = [absmax_quantize(x[:, first : first + 3], axis=0) for first in (0, 3, 6)]
+    x_hat = np.concatenate([q * (c / 127) for q, c in codes], axis=1)
+    np.testing.assert_allclose(
+        int4_linear(x, WEIGHT, activations="int8"), int4_linear(x_hat, WEIGHT), rtol=1e-13, atol=1e-14
+    )
+
+
+def test_8_bit_activations_of_any_size():
+    tiny, largest = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max
+    weight = quantize_weight_int4(np.ones((2, 1), np.float32))
+    for size in (tiny, 1e-40, 1e-38, 1.0, largest / 4):
+        x = np.array([[size, size]], np.float32)
+        np.testing.assert_allclose(int4_linear(x, weight, activations="int8"), [[2 * x[0, 0]]], rtol=1e-6)
+    assert int4_linear(np.zeros((1, 2), np.float32), weight, activations="int8") == 0
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="x: expected finite values"):
+            int4_linear(np.full((1, 2), value, np.float32), weight, activations="int8")
+    with pytest.raises(ValueError, match="activations: expected one of 'float', 'int8'"):
+        int4_linear(np.ones((1, 2), np.float32), weight, activations="int16")
+
+
 def test_empty_batches():
+    assert int4_linear(np.zeros((0, 7)), WEIGHT, activations="int8").shape == (0, 4)
     assert int4_linear(np.zeros((0, 7)), WEIGHT).shape == (0, 4)
     empty = quantize_weight_int4(np.zeros((5, 0)), group_size=2)
     assert int4_linear(np.zeros((3, 5)), empty).shape == (3, 0)

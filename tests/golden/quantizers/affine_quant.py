@@ -195,4 +195,26 @@ def four_bits(rng):
         common |= {"source": f"{TORCH}, dequantized weights"}
         found.append(GoldenCase(**common, expected=y.detach().numpy().astype(dtype)))
         found.append(GoldenCase(**common, cotangent=dy, expected=tuple(t.grad.numpy().astype(dtype) for t in wide)))
+        # A float32 product is off by as much as the weights' range, not the result, is large.
+        close = Tolerance(5e-6 if dtype == np.float32 else 1e-13, "relative_of_largest")
+        wide = [torch.tensor(array.astype(np.float64), requires_grad=True) for array in (x, bias)]
+        moved = torch.tensor(exact_8_bits(x, group_size)) - wide[0].detach()
+        y = (wide[0] + moved) @ torch.tensor(w_hat) + wide[1]
+        y.backward(torch.tensor(dy.astype(np.float64)))
+        common |= {"name": f"8-bit activations, {name}", "options": {"activations": "int8"}, "tolerance": close}
+        common |= {"source": f"exact fractions, {TORCH}"}
+        found.append(GoldenCase(**common, expected=y.detach().numpy().astype(dtype)))
+        found.append(GoldenCase(**common, cotangent=dy, expected=tuple(t.grad.numpy().astype(dtype) for t in wide)))
     return found
+
+
+def exact_8_bits(x, group_size):
+    """What the 8-bit codes of each group of a row stand for, by Python's exact fractions."""
+    x_hat = np.zeros(x.shape)
+    for row in np.ndindex(*x.shape[:-1]):
+        for first in range(0, x.shape[-1], group_size):
+            group = [Fraction(float(value)) for value in x[row][first : first + group_size]]
+            largest = max(abs(value) for value in group)
+            for k, value in enumerate(group):
+                x_hat[row][first + k] = float(round(127 * value / largest) * largest / 127)
+    return x_hat
