@@ -4,11 +4,17 @@
  * digits anywhere. E = exp(-a^2 / 2) R(a), where R(a) (a + c) is smooth up to infinity as a function of
  * t = (a - c) / (a + c): a polynomial, fitted by interpolation at Chebyshev nodes for 0 <= a <= 40, beyond which E is
  * below the smallest float64. float32 that is subnormal, and all float32 without a fused multiply-add, is computed in
- * float64 and rounded once; other float32 stays in float32, with the rounding errors that matter carried along. */
+ * float64 and rounded once; other float32 stays in float32, with the rounding errors that matter carried along. Where a
+ * register holds 16 numbers, two of them are a table of 32, and most float32 is a polynomial of its own interval.
+ *
+ * The way there for a way back computes value and slope in one pass, so that the way back is a product. */
 #include "activation.h"
 
 #include "parallel.h"
 #include "vec_math.h"
+#if VEC_AVX512
+#include "gelu_tables.h"
+#endif
 
 #define FAR 40.0
 
@@ -113,6 +119,14 @@ static const float mills_p[5] = {0x1.1d1bbep+0f, 0x1.ef8dc4p-1f, 0x1.9b8a8cp-2f,
 
 /* 2^n for the n that vf32_exp_exponent packed, -126 <= n <= 127. */
 RN_INLINE vf32 packed_pow2(vf32 packed) { return (vf32)(((vi32)packed << 23) + (127 << 23)); }
+/* m 2^n with such an n. */
+RN_INLINE vf32 scaled(vf32 m, vf32 packed) {
+#if VEC_AVX512
+    return vf32_ldexp(m, packed - VEC_RINT_MAGIC);
+#else
+    return m * packed_pow2(packed);
+#endif
+}
 
 /* (top + top_error) / (bottom + bottom_error), the errors being small. */
 RN_INLINE vf32 corrected_quotient(vf32 top, vf32 top_error, vf32 bottom, vf32 bottom_error) {
@@ -280,29 +294,10 @@ RN_INLINE vf64 smooth_slope_vf64(const int function, vf64 x) {
     if (function == RN_SOFTPLUS) return sigmoid_vf64(x);
     return erf_slope_vf64(x);
 }
-#if VEC_HAS_FMA
-/* top / (1 + e) where no result is subnormal: two thirds of the careful form's work, because e itself may be off by a
- * unit; its product's and the sum's rounding errors are still told to the quotient. */
-RN_INLINE vf32 logistic_quotient(vf32 x, const int times_x) {
-    vf32 minus = -vf32_abs(x), n = vf32_exp_exponent(minus) - VEC_RINT_MAGIC;
-    vf32 e = vf32_ldexp(1.0f + vf32_expm1_core(vf32_exp_reduce(minus, n)), n);
-    vf32 bottom = 1.0f + e, bottom_error = e - (bottom - 1.0f);
-    vf32 factor = vf32_select(x < 0.0f, e, vf32_set(1.0f)), top = factor, top_error = vf32_set(0.0f);
-    if (times_x) {
-        top = x * factor;
-        top_error = vf32_fma(x, factor, -top);
-    }
-    return corrected_quotient(top, top_error, bottom, bottom_error);
-}
-#define ORDINARY 80.0f /* 80 exp(-80) and its correction are normal numbers */
-#endif
-
 RN_INLINE vf32 smooth_value_vf32(const int function, vf32 x) {
 #if VEC_HAS_FMA
-    if (function == RN_SIGMOID || function == RN_SILU) {
-        if (!vi32_any(~(vf32_abs(x) < ORDINARY))) return logistic_quotient(x, function == RN_SILU);
-        return function == RN_SILU ? silu_vf32(x) : sigmoid_vf32(x);
-    }
+    if (function == RN_SIGMOID) return sigmoid_vf32(x);
+    if (function == RN_SILU) return silu_vf32(x);
     if (function == RN_SOFTPLUS) return softplus_vf32(x);
     return erf_vf32(x);
 #else
@@ -321,31 +316,220 @@ RN_INLINE vf32 smooth_slope_vf32(const int function, vf32 x) {
 #endif
 }
 
+/* Any x: the careful forms. */
 RN_INLINE vf32 value_vf32(const int function, vf32 x) {
     if (function == RN_RELU) return vf32_max(vf32_set(0), x); /* NaN stays: it is the second argument */
     if (function > RN_GELU_TANH) return smooth_value_vf32(function, x);
 #if VEC_HAS_FMA
-    if (!vi32_any(~(x > (function == RN_GELU_TANH ? NORMAL_FROM_TANH : NORMAL_FROM))))
-        return function == RN_GELU_TANH ? gelu_tanh_vf32(x) : gelu_vf32(x);
-#endif
+    /* Infinity less itself has no place in the corrections of the tanh form. */
+    vi32 normal = function == RN_GELU_TANH ? (x > NORMAL_FROM_TANH) & (x < INFINITY) : x > NORMAL_FROM;
+    vf32 y = function == RN_GELU_TANH ? gelu_tanh_vf32(x) : gelu_vf32(x);
+    if (!vi32_any(~normal)) return y;
+    vf32 wide = vf32_from_vf64(gelu_wide(function, 0, vf64_low(x)), gelu_wide(function, 0, vf64_high(x)));
+    return vf32_select(normal, y, wide);
+#else
     return vf32_from_vf64(gelu_wide(function, 0, vf64_low(x)), gelu_wide(function, 0, vf64_high(x)));
+#endif
 }
 RN_INLINE vf64 value_vf64(const int function, vf64 x) {
     if (function == RN_RELU) return vf64_max(vf64_set(0), x);
     if (function > RN_GELU_TANH) return smooth_value_vf64(function, x);
     return gelu_wide(function, 1, x);
 }
-RN_INLINE vf32 gradient_vf32(const int function, vf32 x, vf32 dy) {
-    if (function == RN_RELU) return vf32_select(x <= 0.0f, vf32_set(0), dy); /* NaN lets dy through */
-    if (function > RN_GELU_TANH) return smooth_slope_vf32(function, x) * dy;
-    return vf32_from_vf64(gelu_slope(function, 0, vf64_low(x)) * vf64_low(dy),
-                          gelu_slope(function, 0, vf64_high(x)) * vf64_high(dy));
+/* The derivative; that of ReLU is 1 at NaN, which lets the cotangent through. */
+RN_INLINE vf32 slope_vf32(const int function, vf32 x) {
+    if (function == RN_RELU) return vf32_select(x <= 0.0f, vf32_set(0), vf32_set(1));
+    if (function > RN_GELU_TANH) return smooth_slope_vf32(function, x);
+    return vf32_from_vf64(gelu_slope(function, 0, vf64_low(x)), gelu_slope(function, 0, vf64_high(x)));
 }
-RN_INLINE vf64 gradient_vf64(const int function, vf64 x, vf64 dy) {
-    if (function == RN_RELU) return vf64_select(x <= 0.0, vf64_set(0), dy);
-    if (function > RN_GELU_TANH) return smooth_slope_vf64(function, x) * dy;
-    return gelu_slope(function, 1, x) * dy;
+RN_INLINE vf64 slope_vf64(const int function, vf64 x) {
+    if (function == RN_RELU) return vf64_select(x <= 0.0, vf64_set(0), vf64_set(1));
+    if (function > RN_GELU_TANH) return smooth_slope_vf64(function, x);
+    return gelu_slope(function, 1, x);
 }
+
+/* ---- shorter forms of the usual arguments ------------------------------------------------------------------------ */
+
+#if VEC_HAS_FMA
+/* GROUP vectors at a time, step by step: each step's latency hides behind the others' work, of which a processor sees
+ * only so much ahead. `count` is 1 or GROUP. */
+enum { GROUP = VEC_AVX512 ? 4 : 2 };
+#define EACH _Pragma("GCC unroll 4") for (int k = 0; k < count; k++)
+
+/* The logistic function and its relatives for |x| < ORDINARY, where no result is subnormal: half of the careful form's
+ * work, because e = exp(-|x|) may be off by a unit. A quotient q near e / (1 + e) is corrected by the rest e - q - q e,
+ * whose first difference is exact, q being at least half of e. So 1 / (1 + e) is needed to a few digits only. */
+#define ORDINARY 80.0f /* 80 exp(-80) and its correction are normal numbers */
+RN_INLINE void usual_exp(const vf32 *x, vf32 *e, const int count) {
+    vf32 packed[GROUP], t[GROUP], square[GROUP];
+    EACH {
+        vf32 minus = (vf32)((vi32)x[k] | (int32_t)0x80000000);
+        packed[k] = vf32_exp_exponent(minus);
+        t[k] = vf32_exp_reduce(minus, packed[k] - VEC_RINT_MAGIC);
+    }
+    EACH square[k] = t[k] * t[k];
+    EACH e[k] = vf32_expm1_factor(t[k], square[k]);
+    EACH e[k] = scaled(1.0f + vf32_fma(square[k], e[k], t[k]), packed[k]);
+}
+RN_INLINE void lower_logistic(const vf32 *x, vf32 *lower, const int count) { /* of -|x| */
+    vf32 e[GROUP], inverse[GROUP];
+    usual_exp(x, e, count);
+    EACH inverse[k] = vf32_reciprocal_near(1.0f + e[k]);
+    EACH lower[k] = e[k] * inverse[k];
+    EACH lower[k] = vf32_fma(vf32_fma(-lower[k], e[k], e[k] - lower[k]), inverse[k], lower[k]);
+}
+RN_INLINE void usual_sigmoid(const vf32 *x, vf32 *y, const int count) {
+    lower_logistic(x, y, count);
+    EACH y[k] = vf32_select_sign(x[k], y[k], 1.0f - y[k]);
+}
+/* Here q stands for the product with x, so that it is rounded once. */
+RN_INLINE void usual_silu(const vf32 *x, vf32 *y, const int count) {
+    vf32 e[GROUP], inverse[GROUP], top[GROUP];
+    usual_exp(x, e, count);
+    EACH inverse[k] = vf32_reciprocal_near(1.0f + e[k]);
+    EACH top[k] = vf32_select_sign(x[k], e[k], vf32_set(1.0f));
+    EACH y[k] = x[k] * (top[k] * inverse[k]);
+    EACH top[k] = vf32_fma(-y[k], e[k], vf32_fma(x[k], top[k], -y[k]));
+    EACH y[k] = vf32_copysign(vf32_fma(top[k], inverse[k], y[k]), x[k]); /* the corrected -0 is 0 */
+}
+/* log(1 + e) = 2 atanh(q), q = e / (2 + e). */
+RN_INLINE void usual_softplus(const vf32 *x, vf32 *y, const int count) {
+    vf32 e[GROUP], inverse[GROUP], q[GROUP], square[GROUP];
+    usual_exp(x, e, count);
+    EACH inverse[k] = 1.0f / (2.0f + e[k]);
+    EACH q[k] = e[k] * inverse[k];
+    EACH e[k] = vf32_fma(-q[k], e[k], vf32_fma(vf32_set(-2.0f), q[k], e[k])) * inverse[k];
+    EACH square[k] = q[k] * q[k];
+    EACH y[k] = vf32_fma(square[k], vf32_set(atanh_short[4]), vf32_set(atanh_short[3]));
+#pragma GCC unroll 3
+    for (int i = 2; i >= 0; i--) EACH y[k] = vf32_fma(y[k], square[k], vf32_set(atanh_short[i]));
+    EACH q[k] += vf32_fma(q[k] * square[k], y[k], e[k]);
+    EACH y[k] = vf32_fma(q[k], vf32_set(2.0f), vf32_max(vf32_set(0.0f), x[k]));
+}
+RN_INLINE void usual_slope(const int function, const vf32 *x, vf32 *slope, const int count) {
+    vf32 lower[GROUP];
+    lower_logistic(x, lower, count);
+    EACH slope[k] = vf32_fma(-lower[k], lower[k], lower[k]);
+    if (function == RN_SIGMOID) return;
+    EACH lower[k] = vf32_select_sign(x[k], lower[k], 1.0f - lower[k]);
+    EACH slope[k] = function == RN_SILU ? vf32_fma(x[k], slope[k], lower[k]) : lower[k];
+}
+
+#if VEC_AVX512
+/* The polynomial of a's interval, a = |x| held to the last one. */
+RN_INLINE void of_interval(const float (*table)[GELU_INTERVALS], const vf32 *x, vf32 *y, const int count) {
+    vi32 interval[GROUP];
+    vf32 d[GROUP], square[GROUP], middle[GROUP], high[GROUP];
+#define ROW(i) vf32_of_32(table[i], interval[k])
+    EACH {
+        vf32 a = vf32_min(vf32_set(GELU_LAST), vf32_abs(x[k]));
+        interval[k] = (vi32)vf32_fma(a, vf32_set(1.0f / GELU_WIDTH), vf32_set(VEC_RINT_MAGIC));
+        d[k] = a - ROW(0);
+    }
+    EACH square[k] = d[k] * d[k];
+    EACH high[k] = vf32_fma(ROW(7), d[k], ROW(6));
+    EACH high[k] = vf32_fma(ROW(8), square[k], high[k]);
+    EACH middle[k] = vf32_fma(ROW(5), d[k], ROW(4));
+    EACH y[k] = vf32_fma(ROW(3), d[k], ROW(2));
+    EACH middle[k] = vf32_fma(high[k], square[k], middle[k]);
+    EACH y[k] = vf32_fma(middle[k], square[k], y[k]);
+    EACH y[k] = vf32_fma(y[k], d[k], ROW(1));
+#undef ROW
+}
+#endif
+#endif
+
+/* Whether a function has a shorter form, and which lanes it serves. Each lane's result depends on that lane alone. */
+RN_INLINE int shorter_vf32(const int function) {
+    return VEC_HAS_FMA && function != RN_RELU && function != RN_ERF;
+}
+RN_INLINE int shorter_vf64(const int function) {
+    (void)function;
+    return 0;
+}
+#if VEC_HAS_FMA
+RN_INLINE vi32 usual_vf32(const int function, vf32 x) {
+#if VEC_AVX512
+    if (function == RN_GELU) return x > -GELU_LAST;
+#endif
+    if (function == RN_GELU) return x > NORMAL_FROM;
+    if (function == RN_GELU_TANH) return (x > NORMAL_FROM_TANH) & (x < INFINITY);
+    return vf32_abs(x) < ORDINARY;
+}
+RN_INLINE int all_usual_vf32(const int function, vf32 x) {
+#if VEC_AVX512
+    if (function == RN_GELU) return vf32_all_less(vf32_set(-GELU_LAST), x);
+#endif
+    if (function == RN_GELU) return vf32_all_less(vf32_set(NORMAL_FROM), x);
+    if (function == RN_GELU_TANH)
+        return vf32_all_less(vf32_set(NORMAL_FROM_TANH), x) & vf32_all_less(x, vf32_set(INFINITY));
+    return vf32_all_less(vf32_abs(x), vf32_set(ORDINARY));
+}
+RN_INLINE void usual_values_vf32(const int function, const vf32 *x, vf32 *y, const int count) {
+#if VEC_AVX512
+    if (function == RN_GELU) {
+        of_interval(gelu_lower, x, y, count);
+        EACH y[k] = vf32_max(vf32_set(0), x[k]) - y[k];
+        return;
+    }
+#endif
+    if (function == RN_SIGMOID)
+        usual_sigmoid(x, y, count);
+    else if (function == RN_SILU)
+        usual_silu(x, y, count);
+    else if (function == RN_SOFTPLUS)
+        usual_softplus(x, y, count);
+    else if (function == RN_GELU)
+        EACH y[k] = gelu_vf32(x[k]);
+    else if (function == RN_GELU_TANH)
+        EACH y[k] = gelu_tanh_vf32(x[k]);
+    else
+        EACH y[k] = value_vf32(function, x[k]);
+}
+RN_INLINE void usual_slopes_vf32(const int function, const vf32 *x, vf32 *slope, const int count) {
+#if VEC_AVX512
+    if (function == RN_GELU) {
+        of_interval(gelu_slope_lower, x, slope, count);
+        /* Beyond the last interval the slope is 1, which is nearer than 1 - s at its end. */
+        EACH slope[k] = vf32_select_sign(x[k], slope[k], vf32_select(x[k] < GELU_LAST, 1.0f - slope[k], vf32_set(1)));
+        return;
+    }
+#endif
+    if (function == RN_SIGMOID || function == RN_SILU || function == RN_SOFTPLUS)
+        usual_slope(function, x, slope, count);
+    else
+        EACH slope[k] = slope_vf32(function, x[k]);
+}
+#else
+enum { GROUP = 1 };
+#define EACH for (int k = 0; k < count; k++)
+RN_INLINE vi32 usual_vf32(const int function, vf32 x) { return (void)function, x == x; }
+RN_INLINE int all_usual_vf32(const int function, vf32 x) { return (void)function, (void)x, 1; }
+RN_INLINE void usual_values_vf32(const int function, const vf32 *x, vf32 *y, const int count) {
+    EACH y[k] = value_vf32(function, x[k]);
+}
+RN_INLINE void usual_slopes_vf32(const int function, const vf32 *x, vf32 *slope, const int count) {
+    EACH slope[k] = slope_vf32(function, x[k]);
+}
+#endif
+RN_INLINE vi64 usual_vf64(const int function, vf64 x) { return (void)function, x == x; }
+RN_INLINE int all_usual_vf64(const int function, vf64 x) { return (void)function, (void)x, 1; }
+RN_INLINE void usual_values_vf64(const int function, const vf64 *x, vf64 *y, const int count) {
+    EACH y[k] = value_vf64(function, x[k]);
+}
+RN_INLINE void usual_slopes_vf64(const int function, const vf64 *x, vf64 *slope, const int count) {
+    EACH slope[k] = slope_vf64(function, x[k]);
+}
+
+/* A cotangent times the slope. ReLU stops whatever comes where its slope is 0, infinity and NaN too. */
+RN_INLINE vf32 product_vf32(const int function, vf32 slope, vf32 dy) {
+    return function == RN_RELU ? vf32_select(slope == 0.0f, vf32_set(0), dy) : slope * dy;
+}
+RN_INLINE vf64 product_vf64(const int function, vf64 slope, vf64 dy) {
+    return function == RN_RELU ? vf64_select(slope == 0.0, vf64_set(0), dy) : slope * dy;
+}
+
+/* ---- loops -------------------------------------------------------------------------------------------------------- */
 
 /* Estimated nanoseconds an entry, and the smallest share of a thread: whole cache lines. */
 static double cost_of(int function, size_t count, double wide) {
@@ -353,69 +537,155 @@ static double cost_of(int function, size_t count, double wide) {
 }
 enum { LINE = 64 };
 
-#define DEFINE_FORMS(type, suffix, vec, lanes, wide, function, name)                                              \
-    static void name##_value_##suffix(const type *x, type *y, size_t first, size_t last) {                        \
-        size_t i = first;                                                                                         \
-        for (; i + lanes <= last; i += lanes) vec##_store(y + i, value_##vec(function, vec##_load(x + i)));        \
-        if (i < last) vec##_store_part(y + i, last - i, value_##vec(function, vec##_load_part(x + i, last - i, 0))); \
+/* `count` <= lanes entries of any kind: apart from the loops, whose constants would not all fit the registers beside
+ * the careful forms' own. */
+#define DEFINE_PARTS(type, suffix, vec, function, name)                                                           \
+    RN_INLINE vec name##_of_any_##suffix(vec v, const int slope) {                                                \
+        vec usual = {0};                                                                                          \
+        if (shorter_##vec(function)) {                                                                            \
+            slope ? usual_slopes_##vec(function, &v, &usual, 1) : usual_values_##vec(function, &v, &usual, 1);    \
+            if (all_usual_##vec(function, v)) return usual;                                                       \
+        }                                                                                                         \
+        vec careful = slope ? slope_##vec(function, v) : value_##vec(function, v);                                \
+        return shorter_##vec(function) ? vec##_select(usual_##vec(function, v), usual, careful) : careful;        \
     }                                                                                                             \
-    static void name##_gradient_##suffix(const type *x, const type *dy, type *dx, size_t first, size_t last) {    \
+    static __attribute__((noinline)) void name##_value_part_##suffix(const type *x, type *y, size_t count) {      \
+        vec##_store_part(y, count, name##_of_any_##suffix(vec##_load_part(x, count, 0), 0));                      \
+    }                                                                                                             \
+    static __attribute__((noinline)) void name##_slope_part_##suffix(const type *x, type *slope, size_t count) {  \
+        vec##_store_part(slope, count, name##_of_any_##suffix(vec##_load_part(x, count, 0), 1));                  \
+    }
+
+/* Loops over this thread's entries, in groups of `group` vectors while all lanes are usual. Results that the caches
+ * cannot hold are `stream`ed past them, from the first aligned address on. */
+#define DEFINE_LOOPS(type, suffix, vec, lanes, group, function, name)                                             \
+    DEFINE_PARTS(type, suffix, vec, function, name)                                                               \
+    static size_t name##_values_##suffix(const type *x, type *y, size_t i, size_t last, int stream) {             \
+        for (; i + group * lanes <= last; i += group * lanes) {                                                   \
+            vec v[group], made[group];                                                                            \
+            LOAD_GROUP(vec, lanes, group, function);                                                                        \
+            if (shorter_##vec(function) && !usual) break;                                                         \
+            usual_values_##vec(function, v, made, group);                                                         \
+            for (int k = 0; k < group; k++) vec##_put(y + i + k * lanes, made[k], stream);                        \
+        }                                                                                                         \
+        return i;                                                                                                 \
+    }                                                                                                             \
+    static void name##_value_##suffix(const type *x, type *y, size_t first, size_t last, int stream) {            \
+        size_t i = first, count = stream ? vec_to_alignment(y + first, sizeof(type), last - first) : 0;           \
+        if (count) name##_value_part_##suffix(x + i, y + i, count);                                               \
+        for (i += count; i < last; i += count) {                                                                  \
+            i = name##_values_##suffix(x, y, i, last, stream);                                                    \
+            count = last - i < lanes ? last - i : lanes;                                                          \
+            if (count) name##_value_part_##suffix(x + i, y + i, count);                                           \
+        }                                                                                                         \
+    }                                                                                                             \
+    static size_t name##_boths_##suffix(const type *x, type *y, type *slope, size_t i, size_t last, int stream) { \
+        for (; i + group * lanes <= last; i += group * lanes) {                                                   \
+            vec v[group], made[group];                                                                            \
+            LOAD_GROUP(vec, lanes, group, function);                                                                        \
+            if (shorter_##vec(function) && !usual) break;                                                         \
+            usual_values_##vec(function, v, made, group);                                                         \
+            for (int k = 0; k < group; k++) vec##_put(y + i + k * lanes, made[k], stream);                        \
+            usual_slopes_##vec(function, v, made, group);                                                         \
+            for (int k = 0; k < group; k++) vec##_put(slope + i + k * lanes, made[k], stream);                    \
+        }                                                                                                         \
+        return i;                                                                                                 \
+    }                                                                                                             \
+    static void name##_both_##suffix(const type *x, type *y, type *slope, size_t first, size_t last, int stream) { \
+        for (size_t i = first, count; i < last; i += count) {                                                     \
+            i = name##_boths_##suffix(x, y, slope, i, last, stream);                                              \
+            count = last - i < lanes ? last - i : lanes;                                                          \
+            if (count) name##_value_part_##suffix(x + i, y + i, count);                                           \
+            if (count) name##_slope_part_##suffix(x + i, slope + i, count);                                       \
+        }                                                                                                         \
+    }
+#define LOAD_GROUP(vec, lanes, group, function)                           \
+    int usual = 1;                                                   \
+    for (int k = 0; k < group; k++) v[k] = vec##_load(x + i + k * lanes); \
+    for (int k = 0; k < group; k++) usual &= all_usual_##vec(function, v[k])
+#define DEFINE_PRODUCTS(type, suffix, vec, lanes, function, name)                                                 \
+    static void name##_##suffix(const type *slope, const type *dy, type *dx, size_t first, size_t last, int stream) { \
         size_t i = first;                                                                                         \
         for (; i + lanes <= last; i += lanes)                                                                     \
-            vec##_store(dx + i, gradient_##vec(function, vec##_load(x + i), vec##_load(dy + i)));                  \
+            vec##_put(dx + i, product_##vec(function, vec##_load(slope + i), vec##_load(dy + i)), stream);         \
         if (i < last)                                                                                             \
             vec##_store_part(dx + i, last - i,                                                                    \
-                             gradient_##vec(function, vec##_load_part(x + i, last - i, 0),                        \
-                                            vec##_load_part(dy + i, last - i, 0)));                               \
+                             product_##vec(function, vec##_load_part(slope + i, last - i, 0),                     \
+                                           vec##_load_part(dy + i, last - i, 0)));                                \
     }
+#define SHARE_LINES(count, first, last)            \
+    RN_SHARE((count + LINE - 1) / LINE, first, last); \
+    first *= LINE;                                 \
+    last = last * LINE < count ? last * LINE : count
 
-#define DEFINE_TYPE(type, suffix, vec, lanes, wide)                                                               \
-    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_RELU, relu)                                                   \
-    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_GELU, gelu)                                                   \
-    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_GELU_TANH, gelu_tanh)                                         \
-    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_SIGMOID, sigmoid_whole)                                       \
-    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_SILU, silu_whole)                                             \
-    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_SOFTPLUS, softplus_whole)                                     \
-    DEFINE_FORMS(type, suffix, vec, lanes, wide, RN_ERF, erf_whole)                                               \
+/* Whether results are worth streaming: what is read and written exceeds the last cache. */
+RN_INLINE int too_large(size_t count, size_t bytes_each) { return count * bytes_each > rn_cache_bytes(); }
+RN_INLINE int aligned(const void *y) { return ((uintptr_t)y & (REFNORM_VECTOR_BYTES - 1)) == 0; }
+
+#define EACH_FUNCTION(DO)                              \
+    do {                                               \
+        if (function == RN_RELU) DO(relu);             \
+        if (function == RN_GELU) DO(gelu);             \
+        if (function == RN_GELU_TANH) DO(gelu_tanh);   \
+        if (function == RN_SIGMOID) DO(sigmoid_whole); \
+        if (function == RN_SILU) DO(silu_whole);       \
+        if (function == RN_SOFTPLUS) DO(softplus_whole); \
+        if (function == RN_ERF) DO(erf_whole);         \
+    } while (0)
+
+#define DEFINE_TYPE(type, suffix, vec, lanes, group, wide)                                                               \
+    DEFINE_LOOPS(type, suffix, vec, lanes, group, RN_RELU, relu)                                                  \
+    DEFINE_LOOPS(type, suffix, vec, lanes, group, RN_GELU, gelu)                                                  \
+    DEFINE_LOOPS(type, suffix, vec, lanes, group, RN_GELU_TANH, gelu_tanh)                                        \
+    DEFINE_LOOPS(type, suffix, vec, lanes, group, RN_SIGMOID, sigmoid_whole)                                      \
+    DEFINE_LOOPS(type, suffix, vec, lanes, group, RN_SILU, silu_whole)                                            \
+    DEFINE_LOOPS(type, suffix, vec, lanes, group, RN_SOFTPLUS, softplus_whole)                                    \
+    DEFINE_LOOPS(type, suffix, vec, lanes, group, RN_ERF, erf_whole)                                              \
+    DEFINE_PRODUCTS(type, suffix, vec, lanes, RN_RELU, relu_products)                                             \
+    DEFINE_PRODUCTS(type, suffix, vec, lanes, RN_GELU, products)                                                  \
     static void value_##suffix(int function, const type *x, type *y, size_t count) {                              \
-        size_t lines = (count + LINE - 1) / LINE;                                                                 \
-        int threads = rn_threads(lines, cost_of(function, count, wide));                                          \
+        int threads = rn_threads(count / LINE + 1, cost_of(function, count, wide));                               \
+        int stream = y != x && too_large(count, 2 * sizeof(type));                                                \
         RN_PARALLEL(threads) {                                                                                    \
-            RN_SHARE(lines, first, last);                                                                         \
-            first *= LINE;                                                                                        \
-            last = last * LINE < count ? last * LINE : count;                                                     \
-            if (function == RN_RELU) relu_value_##suffix(x, y, first, last);                                      \
-            if (function == RN_GELU) gelu_value_##suffix(x, y, first, last);                                      \
-            if (function == RN_GELU_TANH) gelu_tanh_value_##suffix(x, y, first, last);                            \
-            if (function == RN_SIGMOID) sigmoid_whole_value_##suffix(x, y, first, last);                          \
-            if (function == RN_SILU) silu_whole_value_##suffix(x, y, first, last);                                \
-            if (function == RN_SOFTPLUS) softplus_whole_value_##suffix(x, y, first, last);                        \
-            if (function == RN_ERF) erf_whole_value_##suffix(x, y, first, last);                                  \
+            SHARE_LINES(count, first, last);                                                                      \
+            EACH_FUNCTION(VALUE_##suffix);                                                                        \
+            if (stream) vec_fence();                                                                              \
         }                                                                                                         \
     }                                                                                                             \
-    static void gradient_##suffix(int function, const type *x, const type *dy, type *dx, size_t count) {          \
-        size_t lines = (count + LINE - 1) / LINE;                                                                 \
-        int threads = rn_threads(lines, 1.5 * cost_of(function, count, wide));                                    \
+    static void both_##suffix(int function, const type *x, type *y, type *slope, size_t count) {                  \
+        int threads = rn_threads(count / LINE + 1, 2 * cost_of(function, count, wide));                           \
+        int stream = aligned(y) && aligned(slope) && too_large(count, 3 * sizeof(type));                          \
         RN_PARALLEL(threads) {                                                                                    \
-            RN_SHARE(lines, first, last);                                                                         \
-            first *= LINE;                                                                                        \
-            last = last * LINE < count ? last * LINE : count;                                                     \
-            if (function == RN_RELU) relu_gradient_##suffix(x, dy, dx, first, last);                              \
-            if (function == RN_GELU) gelu_gradient_##suffix(x, dy, dx, first, last);                              \
-            if (function == RN_GELU_TANH) gelu_tanh_gradient_##suffix(x, dy, dx, first, last);                    \
-            if (function == RN_SIGMOID) sigmoid_whole_gradient_##suffix(x, dy, dx, first, last);                  \
-            if (function == RN_SILU) silu_whole_gradient_##suffix(x, dy, dx, first, last);                        \
-            if (function == RN_SOFTPLUS) softplus_whole_gradient_##suffix(x, dy, dx, first, last);                \
-            if (function == RN_ERF) erf_whole_gradient_##suffix(x, dy, dx, first, last);                          \
+            SHARE_LINES(count, first, last);                                                                      \
+            EACH_FUNCTION(BOTH_##suffix);                                                                         \
+            if (stream) vec_fence();                                                                              \
+        }                                                                                                         \
+    }                                                                                                             \
+    static void product_##suffix(int function, const type *slope, const type *dy, type *dx, size_t count) {       \
+        int threads = rn_threads(count / LINE + 1, cost_of(RN_RELU, count, wide));                                \
+        int stream = aligned(dx) && too_large(count, 3 * sizeof(type));                                           \
+        RN_PARALLEL(threads) {                                                                                    \
+            SHARE_LINES(count, first, last);                                                                      \
+            if (function == RN_RELU)                                                                              \
+                relu_products_##suffix(slope, dy, dx, first, last, stream);                                       \
+            else                                                                                                  \
+                products_##suffix(slope, dy, dx, first, last, stream);                                            \
+            if (stream) vec_fence();                                                                              \
         }                                                                                                         \
     }
 
-DEFINE_TYPE(float, f32, vf32, VF32, 1.0)
-DEFINE_TYPE(double, f64, vf64, VF64, 2.0)
+#define VALUE_f32(name) name##_value_f32(x, y, first, last, stream)
+#define VALUE_f64(name) name##_value_f64(x, y, first, last, stream)
+#define BOTH_f32(name) name##_both_f32(x, y, slope, first, last, stream)
+#define BOTH_f64(name) name##_both_f64(x, y, slope, first, last, stream)
+DEFINE_TYPE(float, f32, vf32, VF32, GROUP, 1.0)
+DEFINE_TYPE(double, f64, vf64, VF64, 1, 2.0)
 
 RN_TABLE(activation) = {
     .value_f32 = value_f32,
     .value_f64 = value_f64,
-    .gradient_f32 = gradient_f32,
-    .gradient_f64 = gradient_f64,
+    .both_f32 = both_f32,
+    .both_f64 = both_f64,
+    .product_f32 = product_f32,
+    .product_f64 = product_f64,
 };

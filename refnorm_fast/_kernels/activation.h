@@ -1,4 +1,4 @@
-/* Activations of a contiguous array and their gradients. */
+/* Activations of a contiguous array and their derivatives. */
 #ifndef REFNORM_ACTIVATION_H
 #define REFNORM_ACTIVATION_H
 
@@ -10,9 +10,12 @@ typedef struct {
     /* y = f(x); y may be x. */
     void (*value_f32)(int function, const float *x, float *y, size_t count);
     void (*value_f64)(int function, const double *x, double *y, size_t count);
-    /* dx = dy f'(x); dx may be x or dy. */
-    void (*gradient_f32)(int function, const float *x, const float *dy, float *dx, size_t count);
-    void (*gradient_f64)(int function, const double *x, const double *dy, double *dx, size_t count);
+    /* y = f(x) and slope = f'(x). */
+    void (*both_f32)(int function, const float *x, float *y, float *slope, size_t count);
+    void (*both_f64)(int function, const double *x, double *y, double *slope, size_t count);
+    /* dx = slope dy */
+    void (*product_f32)(int function, const float *slope, const float *dy, float *dx, size_t count);
+    void (*product_f64)(int function, const double *slope, const double *dy, double *dx, size_t count);
 } rn_activation_table;
 
 RN_EXPORT const rn_activation_table *rn_activation(void);

@@ -149,6 +149,24 @@ RN_INLINE void vec_fence(void) {
     _mm_sfence();
 #endif
 }
+/* A store that is non-temporal if `stream`. */
+RN_INLINE void vf32_put(float *to, vf32 value, int stream) {
+    if (stream)
+        vf32_stream(to, value);
+    else
+        vf32_store(to, value);
+}
+RN_INLINE void vf64_put(double *to, vf64 value, int stream) {
+    if (stream)
+        vf64_stream(to, value);
+    else
+        vf64_store(to, value);
+}
+/* Items of a run of `length` that lie before the first vector's boundary. */
+RN_INLINE size_t vec_to_alignment(const void *to, size_t item, size_t length) {
+    size_t head = (size_t)(-(uintptr_t)to & (REFNORM_VECTOR_BYTES - 1)) / item;
+    return head < length ? head : length;
+}
 
 /* ---- arithmetic ---------------------------------------------------------------------------------------------- */
 
@@ -196,6 +214,15 @@ RN_INLINE vf64 vf64_select(vi64 mask, vf64 a, vf64 b) {
 #endif
 }
 RN_INLINE vi32 vi32_select(vi32 mask, vi32 a, vi32 b) { return (vi32)vf32_select(mask, (vf32)a, (vf32)b); }
+
+/* The lanes of `a` where the sign bit of `x` is set, else those of `b`. */
+RN_INLINE vf32 vf32_select_sign(vf32 x, vf32 a, vf32 b) {
+#if VEC_AVX512 || VEC_AVX2
+    return vf32_select((vi32)x, a, b);
+#else
+    return vf32_select((vi32)x >> 31, a, b);
+#endif
+}
 
 /* a > b ? a : b: b where either is NaN. So max(x, accumulator) skips NaN and max(accumulator, x) takes it. */
 RN_INLINE vf32 vf32_max(vf32 a, vf32 b) {
@@ -299,6 +326,14 @@ RN_INLINE int vi32_any(vi32 mask) {
 #endif
 }
 RN_INLINE int vi64_any(vi64 mask) { return vi32_any((vi32)mask); }
+/* Whether a < b in every lane. GCC 12 takes a comparison that ends as a bit a lane through a vector of masks. */
+RN_INLINE int vf32_all_less(vf32 a, vf32 b) {
+#if VEC_AVX512
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ) == 0xffff;
+#else
+    return !vi32_any(~(a < b));
+#endif
+}
 
 /* ---- conversions --------------------------------------------------------------------------------------------- */
 
@@ -449,6 +484,21 @@ RN_INLINE double vf64_largest(vf64 x) {
     double best = x[0];
     for (int i = 1; i < VF64; i++) best = x[i] > best ? x[i] : best;
     return best;
+#endif
+}
+
+#if VEC_AVX512
+/* values[i] for the lowest five bits of each lane of i: two registers are a table of 32. */
+RN_INLINE vf32 vf32_of_32(const float *values, vi32 i) {
+    return (vf32)_mm512_permutex2var_ps(_mm512_loadu_ps(values), (__m512i)i, _mm512_loadu_ps(values + 16));
+}
+#endif
+/* 1 / x within 2^-14 of it, for what a correction mends: x and its reciprocal are normal. */
+RN_INLINE vf32 vf32_reciprocal_near(vf32 x) {
+#if VEC_AVX512
+    return (vf32)_mm512_rcp14_ps((__m512)x);
+#else
+    return 1.0f / x;
 #endif
 }
 

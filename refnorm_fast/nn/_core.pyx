@@ -20,8 +20,10 @@ cdef extern from "activation.h":
     ctypedef struct rn_activation_table:
         void (*value_f32)(int function, const float *x, float *y, size_t count) nogil
         void (*value_f64)(int function, const double *x, double *y, size_t count) nogil
-        void (*gradient_f32)(int function, const float *x, const float *dy, float *dx, size_t count) nogil
-        void (*gradient_f64)(int function, const double *x, const double *dy, double *dx, size_t count) nogil
+        void (*both_f32)(int function, const float *x, float *y, float *slope, size_t count) nogil
+        void (*both_f64)(int function, const double *x, double *y, double *slope, size_t count) nogil
+        void (*product_f32)(int function, const float *slope, const float *dy, float *dx, size_t count) nogil
+        void (*product_f64)(int function, const double *slope, const double *dy, double *dx, size_t count) nogil
     const rn_activation_table *rn_activation() nogil
 
 cdef extern from "gemm.h":
@@ -77,31 +79,39 @@ cdef np.ndarray _value(int function, np.ndarray x, out):
     return y
 
 
-cdef np.ndarray _gradient(int function, np.ndarray x, dy):
-    """dy times the derivative at `x`, which is C-contiguous."""
-    cdef np.ndarray cotangent = _in_order(numpy.asarray(dy, dtype=x.dtype))
-    _checks.shape(cotangent, "dy", (<object> x).shape)
-    cdef np.ndarray dx = _fresh(x)
-    cdef size_t count = np.PyArray_SIZE(x)
-    cdef const void *source = np.PyArray_DATA(x)
+cdef np.ndarray _product(int function, np.ndarray slope, dy):
+    """dy times the slopes."""
+    cdef np.ndarray cotangent = _in_order(numpy.asarray(dy, dtype=slope.dtype))
+    _checks.shape(cotangent, "dy", (<object> slope).shape)
+    cdef np.ndarray dx = _fresh(slope)
+    cdef size_t count = np.PyArray_SIZE(slope)
+    cdef const void *factors = np.PyArray_DATA(slope)
     cdef const void *given = np.PyArray_DATA(cotangent)
     cdef void *target = np.PyArray_DATA(dx)
-    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    cdef bint single = np.PyArray_TYPE(slope) == np.NPY_FLOAT
     with nogil:
         if single:
-            rn_activation().gradient_f32(function, <const float *> source, <const float *> given, <float *> target, count)
+            rn_activation().product_f32(function, <const float *> factors, <const float *> given, <float *> target, count)
         else:
-            rn_activation().gradient_f64(function, <const double *> source, <const double *> given, <double *> target, count)
+            rn_activation().product_f64(function, <const double *> factors, <const double *> given, <double *> target, count)
     return dx
 
 
-cdef _value_and_pullback(int function, x):
-    # A copy, so that the pullback sees what the value was computed from even if the caller's array changes.
-    cdef np.ndarray held = numpy.array(_float_array(x, "x"), order="C")
-    y = _value(function, held, None)
+cdef _value_and_pullback(int function, given):
+    cdef np.ndarray x = _in_order(_float_array(given, "x")), y = _fresh(x), slope = _fresh(x)
+    cdef size_t count = np.PyArray_SIZE(x)
+    cdef const void *source = np.PyArray_DATA(x)
+    cdef void *value_to = np.PyArray_DATA(y)
+    cdef void *slope_to = np.PyArray_DATA(slope)
+    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    with nogil:
+        if single:
+            rn_activation().both_f32(function, <const float *> source, <float *> value_to, <float *> slope_to, count)
+        else:
+            rn_activation().both_f64(function, <const double *> source, <double *> value_to, <double *> slope_to, count)
 
     def pullback(dy):
-        return (_gradient(function, held, dy),)
+        return (_product(function, slope, dy),)
 
     return y, pullback
 

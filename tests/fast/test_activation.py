@@ -20,14 +20,15 @@ from tests.fast import support
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 FORMS = ("none", "tanh")
-# The worst of 3.5e7 float32 arguments is 1.3, of either form. float64 multiplies an exponential and a rational function of
+FUNCTIONS = ("relu", "gelu", "sigmoid", "silu", "softplus", "erf")
+# The worst of 5.8e7 float32 arguments is 1.52, of either form. float64 multiplies an exponential and a rational function of
 # |x|; in the tanh form its exponential multiplies the rounding error of 2u by 2u.
-GELU_ULP = {"none": {np.float32: 1.5, np.float64: 6.0}, "tanh": {np.float32: 1.5, np.float64: 2048.0}}
+GELU_ULP = {"none": {np.float32: 1.6, np.float64: 6.0}, "tanh": {np.float32: 1.6, np.float64: 2048.0}}
 # Without a fused multiply-add float32 is rounded once from float64.
 GELU_ULP_WITHOUT_FMA = 0.51
 
 
-# The worst of 40 000 arguments is 1.4; without a fused multiply-add float64 keeps no quotient's error.
+# The worst of 5.8e7 float32 arguments is 1.93; without a fused multiply-add float64 keeps no quotient's error.
 LOGISTIC_ULP = 2.0
 LOGISTIC_ULP_WITHOUT_FMA = 3.0
 LOGISTIC = {
@@ -163,12 +164,62 @@ def test_gelu_equals_the_reference_on_any_array(x):
     assert (ulp_error(got, expected) <= 2).all()
 
 
-def test_number_of_threads_changes_nothing():
-    x = np.random.default_rng(4).standard_normal(300_001).astype(np.float32)
-    with support.threads(1):
-        expected = fast.gelu(x)
-    with support.threads(3):
-        np.testing.assert_array_equal(fast.gelu(x), expected)
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_an_entry_depends_on_nothing_but_itself(name, dtype):
+    """Not on its neighbours, which may be arguments that only a longer form serves, nor on its place."""
+    rng = np.random.default_rng(7)
+    x = (rng.standard_normal(400) * 2).astype(dtype)
+    hostile = x.copy()
+    hostile[::7] = np.resize([*support.SPECIAL, *support.HOSTILE, -6.5, -13.5, -85.0, 90.0], len(x[::7]))
+    others = np.arange(400) % 7 != 0
+    f, f_vjp = getattr(fast, name), getattr(fast, f"{name}_vjp")
+    np.testing.assert_array_equal(f(hostile)[others], f(x)[others])
+    np.testing.assert_array_equal(f(x[3:]), f(x)[3:])
+    for array in (x, hostile):
+        y, pullback = f_vjp(array)
+        np.testing.assert_array_equal(y, f(array))
+        one_by_one = [f_vjp(array[i : i + 1])[1](np.ones(1, dtype))[0][0] for i in range(100)]
+        np.testing.assert_array_equal(pullback(np.ones_like(array))[0][:100], one_by_one)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_slopes_are_within_a_few_units(name):
+    """float32 against float64's, in both tails too; between -3 and 0 two slopes cross 0, and 1/4 stands for less."""
+    x = np.concatenate([np.linspace(-20, 20, 4001), [-5.9, 5.9, -5.90001, 5.90001, -80.0, 80.0]]).astype(np.float32)
+    slope = getattr(fast, f"{name}_vjp")(x)[1](np.ones_like(x))[0]
+    exact = getattr(reference, f"{name}_vjp")(x.astype(np.float64))[1](np.ones(x.size))[0]
+    size = np.maximum(np.abs(exact), np.where((x > -3) & (x < 0), 0.25, 1e-30))
+    assert (np.abs(slope - exact) <= 6 * 2**-24 * size).all()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_number_of_threads_changes_nothing(name):
+    x = np.random.default_rng(4).standard_normal(300_001).astype(np.float32) * 3
+    found = []
+    for count in (1, 3):
+        with support.threads(count):
+            y, pullback = getattr(fast, f"{name}_vjp")(x)
+            found.append((getattr(fast, name)(x), y, pullback(x)[0]))
+    for one, three in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, three)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("name", ["relu", "gelu", "softplus"])
+def test_results_beyond_the_caches_are_the_same(name, dtype, isa):
+    """They are written past the caches, from the first aligned address on."""
+    if isa != support.ISAS[-1]:
+        pytest.skip("one level: the loops are the same")
+    x = np.resize(np.random.default_rng(8).standard_normal(10_007).astype(dtype), 9_000_001)
+    part = getattr(fast, name)(x[:10_007])
+    memory = np.empty(x.size + 3, dtype)
+    getattr(fast, name)(x, out=memory[3:])
+    np.testing.assert_array_equal(memory[3:10_010], part)
+    np.testing.assert_array_equal(memory[-5:], getattr(fast, name)(x[-5:]))
+    y, pullback = getattr(fast, f"{name}_vjp")(x)
+    np.testing.assert_array_equal(y, memory[3:])
+    np.testing.assert_array_equal(pullback(x)[0][:10_007], getattr(fast, f"{name}_vjp")(x[:10_007])[1](x[:10_007])[0])
 
 
 def test_pullback_keeps_what_it_was_given():

@@ -1,13 +1,15 @@
-"""Truth for the affine quantizer: exact fractions, a hand calculation, PyTorch's fake-quantization operators."""
+"""Truth for the affine quantizer: exact fractions, mpmath, a hand calculation, PyTorch's fake-quantization operators."""
 
 import math
 from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import torch
 
 from refnorm.conformance import GoldenCase, Tolerance
+from tests.exact_norms import clear_code, draw_clear, exact_rows
 
 TORCH = f"torch {torch.__version__.split('+')[0]}"
 MODES = {"nearest": ROUND_HALF_EVEN, "away": ROUND_HALF_UP, "floor": ROUND_FLOOR}
@@ -52,7 +54,7 @@ def code_type(bits, signed):
 
 def cases():
     rng = np.random.default_rng(20200218)
-    return [*by_hand(), *ranges(rng), *codes(rng), *against_torch(rng), *learned(rng)]
+    return [*by_hand(), *ranges(rng), *codes(rng), *against_torch(rng), *learned(rng), *after_norms(rng)]
 
 
 def by_hand():
@@ -300,4 +302,35 @@ def learned(rng):
             source=f"{TORCH}, _fake_quantize_learnable_per_channel_affine",
         )
     )
+    return found
+
+
+def after_norms(rng):
+    """A norm in mpmath, then the nearest grid point."""
+    found = []
+    for dtype in (np.float32, np.float64):
+        for centred, lowest, zero_point, scale, eps in (
+            (True, -128, -3, 0.03125, 1e-5),
+            (True, 0, 120, 0.02, 1e-3),
+            (False, -128, 5, 0.03125, 1e-5),
+            (False, 0, 128, 0.02, 1e-3),
+        ):
+            gain, bias = (1 + rng.standard_normal((2, 21)) / 3).astype(dtype)
+            step = mpmath.mpf(float(dtype(scale)))
+
+            def codes_of(x, gain=gain, bias=bias, eps=eps, centred=centred, step=step, zero=zero_point, low=lowest):
+                rows = exact_rows(x, gain, bias, eps=eps, centred=centred)
+                return [[clear_code(y / step + zero, low, low + 255) for y in row] for row in rows]
+
+            x, codes = draw_clear(rng, (5, 21), dtype, codes_of)
+            found.append(
+                GoldenCase(
+                    function=f"quantizers.{'layer' if centred else 'rms'}_norm_quantize",
+                    name=f"codes from {lowest}, eps {eps:g}, {np.dtype(dtype)}",
+                    args=(x, gain, bias, scale, zero_point) if centred else (x, scale, zero_point, gain, bias),
+                    options={"eps": eps, "lowest": lowest},
+                    expected=np.array(codes, np.int8 if lowest < 0 else np.uint8),
+                    source="mpmath, 50 digits",
+                )
+            )
     return found

@@ -1,4 +1,4 @@
-"""Truth for LLM.int8(): a hand calculation, exact fractions, PyTorch's integer product and automatic gradients."""
+"""Truth for LLM.int8(): a hand calculation, exact fractions, mpmath, PyTorch's integer product and automatic gradients."""
 
 from fractions import Fraction
 
@@ -7,6 +7,7 @@ import torch
 
 from refnorm.conformance import GoldenCase, Tolerance
 from refnorm.quantizers import Int8Weight
+from tests.exact_norms import clear_code, draw_clear, exact_rows
 
 TORCH = f"torch {torch.__version__.split('+')[0]}"
 NEAREST_TIE = 1e-4
@@ -141,7 +142,15 @@ HAND_W = np.array([[0.5, -1.0], [1.0, 0.25], [-0.1, 0.2]])
 
 def cases():
     rng = np.random.default_rng(20220815)
-    return [*by_hand(), *quantized(rng), *integer_products(rng), *layers(rng), *trainable(rng), *comparisons(rng)]
+    return [
+        *by_hand(),
+        *quantized(rng),
+        *integer_products(rng),
+        *layers(rng),
+        *trainable(rng),
+        *comparisons(rng),
+        *after_norms(rng),
+    ]
 
 
 def by_hand():
@@ -392,4 +401,33 @@ def comparisons(rng):
             source="exact fractions",
         )
     )
+    return found
+
+
+def after_norms(rng):
+    """A norm in mpmath, then the nearest of -127 .. 127 of each row's largest magnitude."""
+    found = []
+    for dtype in (np.float32, np.float64):
+        for centred, eps in ((True, 1e-5), (True, 0.5), (False, 1e-5), (False, 0.5)):
+            gain, bias = (1 + rng.standard_normal((2, 21)) / 3).astype(dtype)
+
+            def rows_of(x, gain=gain, bias=bias, eps=eps, centred=centred):
+                return exact_rows(x, gain, bias, eps=eps, centred=centred)
+
+            def codes_of(x, rows_of=rows_of):
+                return [[clear_code(127 * y / max(map(abs, row)), -127, 127) for y in row] for row in rows_of(x)]
+
+            x, codes = draw_clear(rng, (5, 21), dtype, codes_of)
+            absmax = np.array([[float(max(map(abs, row)))] for row in rows_of(x)])
+            found.append(
+                GoldenCase(
+                    function=f"quantizers.{'layer' if centred else 'rms'}_norm_absmax_quantize",
+                    name=f"eps {eps:g}, {np.dtype(dtype)}",
+                    args=(x, gain, bias),
+                    options={"eps": eps},
+                    expected=(np.array(codes, np.int8), absmax.astype(dtype)),
+                    tolerance=Tolerance(4, "ulp"),
+                    source="mpmath, 50 digits",
+                )
+            )
     return found
