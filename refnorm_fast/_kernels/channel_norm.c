@@ -43,6 +43,7 @@ enum { EVONORM_CHAIN = 8, B0_SUMS = 5 };
 #define WIDE 0
 #include "channel_norm_body.h"
 #include "evonorm_body.h"
+#include "region_norm_body.h"
 #undef T
 #undef VT
 #undef LANES
@@ -58,6 +59,9 @@ enum { EVONORM_CHAIN = 8, B0_SUMS = 5 };
 #define WIDE 1
 #include "channel_norm_body.h"
 #include "evonorm_body.h"
+#include "region_norm_body.h"
+
+#include "plane_norms.h"
 
 RN_TABLE(channel_norm) = {.norm_f32 = norm_f32,
                           .norm_f64 = norm_f64,
@@ -65,6 +69,17 @@ RN_TABLE(channel_norm) = {.norm_f32 = norm_f32,
                           .backward_f64 = backward_f64,
                           .sums_f32 = sums_f32,
                           .sums_f64 = sums_f64,
+                          .apply_f32 = apply_f32,
+                          .apply_f64 = apply_f64,
+                          .region_f32 = region_forward_f32,
+                          .region_f64 = region_forward_f64,
+                          .region_backward_f32 = region_backward_f32,
+                          .region_backward_f64 = region_backward_f64,
+                          .batch_channel_step = batch_channel_step,
+                          .batch_channel_pull = batch_channel_pull,
+                          .unmix_step = unmix_step,
+                          .unmix_move = unmix_move,
+                          .unmix_pull = unmix_pull,
                           .combine_f32 = combine_f32,
                           .combine_f64 = combine_f64,
                           .evonorm_b0_f32 = evonorm_b0_f32,

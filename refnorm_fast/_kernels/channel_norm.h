@@ -40,6 +40,8 @@ typedef struct {
                              double factor, const rn_channel *channels, double *sums);                                \
     /* sum(dy) and sum(dy c) of every channel. */                                                                     \
     int (*sums_##suffix)(const T *x, const T *dy, rn_channel_shape shape, const rn_channel_line *lines, double *sums); \
+    /* y = scale * c + level by the given lines. */                                                                   \
+    int (*apply_##suffix)(const T *x, T *y, rn_channel_shape shape, const rn_channel_line *lines);                    \
     /* dx by the given lines; sums: NULL, or as above, from the same read. */                                         \
     int (*combine_##suffix)(const T *x, const T *dy, T *dx, rn_channel_shape shape, const rn_channel_line *lines,     \
                             double *sums);                                                                            \
@@ -56,11 +58,53 @@ typedef struct {
                                size_t groups, double eps, rn_channel *found);                                         \
     int (*evonorm_s0_backward_##suffix)(const T *x, const T *dy, const T *gain, const T *slope, T *dx,                \
                                         rn_channel_shape shape, size_t groups, double eps, const rn_channel *found,   \
-                                        double *sums);
+                                        double *sums);                                                                \
+    /* Region norm: a mask (outer, inner) of 1 and 0 sorts the entries of every channel into region 0 and region 1.    \
+     * counts, eps: of every ghost batch and region; gain (added to 1), bias: (2, channels), or NULL;                  \
+     * found, filled: (ghosts, channels, 2); sums: sum(dy) and sum(dy c) beside them. */                              \
+    void (*region_##suffix)(const T *x, const T *mask, const T *gain, const T *bias, T *y, rn_channel_shape shape,    \
+                            const double *counts, const double *eps, rn_channel *found);                              \
+    void (*region_backward_##suffix)(const T *x, const T *mask, const T *dy, const T *gain, T *dx,                    \
+                                     rn_channel_shape shape, const double *counts, const rn_channel *found, double *sums);
+
+/* Batch norm, then group norm. Arrays of one number a plane, a channel or a group; own: the planes' moments. mean, var:
+ * filled with the batch's if own_statistics, else the caller's. What follows them is filled by the step. */
+typedef struct {
+    size_t examples, channels, groups;
+    int own_statistics;
+    double places, eps;
+    const rn_channel *own;
+    const double *gain, *bias, *group_gain, *group_bias;
+    double *mean, *var, *inverse;                     /* of every channel */
+    double *apart, *alpha, *middle, *group_inverse; /* of every plane; of every group of every example */
+} rn_batch_channel;
+
+/* Cotangents, filled. */
+typedef struct {
+    double *gain, *bias, *group_gain, *group_bias;
+} rn_batch_channel_sums;
+
+/* A mixture of components, (components, channels); share (examples, components). mean, inverse: of every plane, filled by
+ * the step. */
+typedef struct {
+    size_t examples, channels, components;
+    int between;
+    double places, eps;
+    const rn_channel *own;
+    const double *means, *variances, *share, *gain;
+    double *mean, *inverse;
+} rn_unmix;
 
 typedef struct {
     RN_CHANNEL_NORM_FUNCTIONS(float, f32)
     RN_CHANNEL_NORM_FUNCTIONS(double, f64)
+    /* Between the sweeps of norms over planes: see plane_norms.h. */
+    void (*batch_channel_step)(const rn_batch_channel *of, rn_channel_line *lines);
+    void (*batch_channel_pull)(const rn_batch_channel *of, const double *sums, rn_channel_line *lines,
+                               rn_batch_channel_sums to);
+    void (*unmix_step)(const rn_unmix *of, const double *bias, rn_channel_line *lines);
+    void (*unmix_move)(const rn_unmix *of, double rate, double *means, double *variances);
+    void (*unmix_pull)(const rn_unmix *of, const double *sums, rn_channel_line *lines, double *dgain, double *dbias);
 } rn_channel_norm_table;
 
 RN_EXPORT const rn_channel_norm_table *rn_channel_norm(void);

@@ -176,7 +176,7 @@ static void N(begin)(const N(job) *job, size_t channel, N(line) *line) {
         line->wide = N(outside)(line->scale, 1e-36, 1e36) || N(outside)(line->slope, 0, 1e36) ||
                      N(outside)(given->mean, 0, 1e37);
         line->next.wide = N(outside)(given->mean, 0, 1e37);
-        line->done = job->write == COMBINE && job->sums == NULL;
+        line->done = job->sums == NULL;
     } else if (job->write != FORWARD) {
         const rn_channel *found = job->channels + channel;
         N(set_mean)(line, found->mean, found->low);
@@ -663,7 +663,7 @@ static void N(tile_sums)(phase now, const T *x, const T *dy, size_t rows, const 
 #undef WIDE_SUMS
 }
 
-/* Four rows at a time, so that they share the loads of the columns' lines. */
+/* Several rows at a time share the loads of the columns' lines. */
 RN_INLINE void N(tile_write_of)(const int WRITE, const int STREAM, const int ROWS, const T *x, const T *dy, T *y,
                                 const N(columns) *of) {
     size_t columns = of->columns, j = 0;
@@ -698,10 +698,12 @@ RN_INLINE void N(tile_write_of)(const int WRITE, const int STREAM, const int ROW
 #undef LINE
 }
 
+/* Four rows at a time where caches hold them; what goes past the caches is read and written in the order of memory, which
+ * is worth more than the loads. */
 RN_INLINE void N(tile_write_rows)(const int WRITE, const int STREAM, const T *x, const T *dy, T *y, size_t rows,
                                   const N(columns) *of) {
     size_t row = 0, columns = of->columns;
-    for (; row + 4 <= rows; row += 4)
+    for (; !STREAM && row + 4 <= rows; row += 4)
         N(tile_write_of)(WRITE, STREAM, 4, x + row * columns, dy ? dy + row * columns : NULL, y + row * columns, of);
     for (; row < rows; row++)
         N(tile_write_of)(WRITE, STREAM, 1, x + row * columns, dy ? dy + row * columns : NULL, y + row * columns, of);
@@ -906,6 +908,11 @@ static int N(sums)(const T *x, const T *dy, rn_channel_shape shape, const rn_cha
                   .shape = shape,
                   .lines = lines,
                   .sums = sums};
+    return N(run)(&job);
+}
+
+static int N(apply)(const T *x, T *y, rn_channel_shape shape, const rn_channel_line *lines) {
+    N(job) job = {.kind = RN_GIVEN_NORM, .write = FORWARD, .x = x, .y = y, .shape = shape, .lines = lines};
     return N(run)(&job);
 }
 

@@ -345,8 +345,12 @@ static int N(backward_all)(N(backward_task) *task, T *dgain, T *dbias, size_t sp
     N(backward_parts)(task, shares);
     double *sums = task->sums;
     if (!dgain) return 0;
-    for (size_t part = 1; part < parts; part++)
-        for (size_t i = 0; i < 2 * all; i++) sums[i] += sums[2 * part * all + i];
+    int threads = rn_threads(2 * all, 0.2 * (double)(parts - 1) * 2 * (double)all);
+    RN_PARALLEL(threads) {
+        RN_SHARE(2 * all, first, last);
+        for (size_t part = 1; part < parts; part++)
+            for (size_t i = first; i < last; i++) sums[i] += sums[2 * part * all + i];
+    }
     for (size_t c = 0; c < all / spread; c++) {
         double gain_sum = 0, bias_sum = 0;
         for (size_t i = c * spread; i < (c + 1) * spread; i++) gain_sum += sums[i], bias_sum += sums[all + i];

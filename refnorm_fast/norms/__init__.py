@@ -14,6 +14,12 @@ from refnorm_fast.norms._batch import (
     batch_statistics,
     batch_statistics_vjp,
 )
+from refnorm_fast.norms._batch_channel import (
+    batch_channel_norm,
+    batch_channel_norm_estimated,
+    batch_channel_norm_estimated_vjp,
+    batch_channel_norm_vjp,
+)
 from refnorm_fast.norms._core import (
     add_layer_norm,
     add_layer_norm_vjp,
@@ -65,22 +71,18 @@ from refnorm_fast.norms._mean_only import (
     mean_only_batch_norm,
     mean_only_batch_norm_vjp,
 )
-from refnorm_fast.norms._planes import (
-    batch_channel_norm,
-    batch_channel_norm_estimated,
-    batch_channel_norm_estimated_vjp,
-    batch_channel_norm_vjp,
-    unmix_norm,
-    unmix_norm_vjp,
-)
 from refnorm_fast.norms._power import (
+    power_norm,
     power_norm_v,
     power_norm_v_vjp,
+    power_norm_vjp,
 )
+from refnorm_fast.norms._region import region_norm_basic, region_norm_basic_vjp, region_normalize, region_normalize_vjp
 from refnorm_fast.norms._unified import (
     unified_norm,
     unified_norm_vjp,
 )
+from refnorm_fast.norms._unmix import unmix_norm, unmix_norm_vjp
 
 __all__ = [
     "add_layer_norm",
@@ -127,8 +129,14 @@ __all__ = [
     "layer_norm_vjp",
     "mean_only_batch_norm",
     "mean_only_batch_norm_vjp",
+    "power_norm",
     "power_norm_v",
     "power_norm_v_vjp",
+    "power_norm_vjp",
+    "region_norm_basic",
+    "region_norm_basic_vjp",
+    "region_normalize",
+    "region_normalize_vjp",
     "rms_norm",
     "rms_norm_vjp",
     "spade",

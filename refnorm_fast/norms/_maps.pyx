@@ -11,7 +11,7 @@ from refnorm.norms._spatially_adaptive_norm import _resize_nearest, _same_conv, 
 np.import_array()
 
 include "../_kernels/rows.pxi"
-include "_arguments.pxi"
+include "_channels.pxi"
 
 cdef extern from "norm.h":
     ctypedef struct rn_groups:
@@ -29,7 +29,7 @@ cdef extern from "norm.h":
         int (*group_norm_backward_f64)(const rn_groups *, const double *, const double *, const double *, double *, double *, double *, const double *, const double *) nogil
     const rn_norm_table *rn_norm() nogil
 
-cdef enum Kind:
+cdef enum:
     LAYER_NORM = 0
 
 
@@ -41,12 +41,25 @@ cdef class _Rows:
     cdef object centre, inv_std
     cdef bint single
 
+    cdef _Layout batch  # where the statistics are the batch's
+    cdef np.ndarray channels
+
     def __cinit__(self, np.ndarray x, size_t rows, eps):
         self.x = _in_order(x)
         self.single = np.PyArray_TYPE(x) == np.NPY_FLOAT
         size = np.PyArray_SIZE(x)
         self.shape = rn_groups(kind=LAYER_NORM, examples=rows, groups=1, channels=size // rows if rows else 0, places=1, ddof=0,
                                eps=eps)
+
+    cdef take_batch_statistics(self):
+        """Every plane's centre and scale are its channel's over the batch; rows are planes."""
+        self.batch = _layout(self.x, 0b1101)
+        self.channels = _statistics(self.batch)
+        _norm(BATCH, self.batch, None, None, None, self.channels, self.shape.eps)
+        examples = np.PyArray_DIM(self.x, 0)
+        centre = (<object> self.channels)[:, MEAN_COLUMN] + (<object> self.channels)[:, LOW_COLUMN]
+        self.centre, self.inv_std = (
+            numpy.tile(values, examples) for values in (centre, (<object> self.channels)[:, INVERSE_COLUMN]))
 
     cdef modulated(self, gain, bias, np.ndarray y, bint standardize):
         """y = h (1 + gain) + bias"""
@@ -69,9 +82,9 @@ cdef class _Rows:
             elif standardize:
                 rn_norm().norm_modulate_f64(shape, <double *> x, <double *> g, <double *> b, <double *> to, centre, inv_std)
             elif self.single:
-                rn_norm().modulate_f32(shape, <float *> x, <float *> g, <float *> b, <float *> to, NULL, NULL)
+                rn_norm().modulate_f32(shape, <float *> x, <float *> g, <float *> b, <float *> to, centre, inv_std)
             else:
-                rn_norm().modulate_f64(shape, <double *> x, <double *> g, <double *> b, <double *> to, NULL, NULL)
+                rn_norm().modulate_f64(shape, <double *> x, <double *> g, <double *> b, <double *> to, centre, inv_std)
         return y
 
     cdef tuple back(self, gain, np.ndarray dy):
@@ -97,7 +110,9 @@ cdef class _Rows:
         return dh, dgain
 
     cdef np.ndarray back_norm(self, np.ndarray dh):
-        """The cotangent of x from that of h, in its memory."""
+        """The cotangent of x from that of h, in its memory where rows have statistics of their own."""
+        if self.batch is not None:
+            return _backward(BATCH, self.batch, dh, None, self.channels)[0]
         cdef void *x = np.PyArray_DATA(self.x)
         cdef void *up = np.PyArray_DATA(dh)
         cdef double *centre = <double *> _data(self.centre)
@@ -208,7 +223,7 @@ def spade(x, condition, hidden_weight, hidden_bias, gain_weight, gain_bias, bias
     hidden_weight, hidden_bias, gain_weight, gain_bias, bias_weight, bias_bias
         Of three convolutions, which are the reference's.
     norm : ``"group"``, ``"batch"`` or ``"instance"``
-        With ``"batch"`` the reference does all of the work.
+        What is normalized over.
     groups : int >= 1
     activation : ``"silu"`` or ``"relu"``
     eps : float > 0
@@ -225,8 +240,9 @@ def spade(x, condition, hidden_weight, hidden_bias, gain_weight, gain_bias, bias
 
     Notes
     -----
-    Statistics, scale and shift are one sweep, so that the normalized features never exist in memory; the pullback makes
-    them again from ``x`` and two numbers a group.
+    Statistics, scale and shift are one sweep (with ``"batch"`` two: a channel's statistics are known after its last
+    example), so that the normalized features never exist in memory; the pullback makes them again from ``x`` and two
+    numbers a group.
 
     References
     ----------
@@ -260,7 +276,7 @@ def spade_vjp(x, condition, hidden_weight, hidden_bias, gain_weight, gain_bias, 
     """
     params = (hidden_weight, hidden_bias, gain_weight, gain_bias, bias_weight, bias_bias)
     cdef object features = _float_array(x, "x")
-    if norm == "batch" or features.ndim != 4 or features.size == 0:
+    if features.ndim != 4 or features.size == 0:
         return _reference.spade_vjp(features, condition, *params, norm=norm, groups=groups, activation=activation, eps=eps,
                                     resize=resize)
     condition = _checks.float_array(condition, "condition", ndim=4)
@@ -286,7 +302,9 @@ def spade_vjp(x, condition, hidden_weight, hidden_bias, gain_weight, gain_bias, 
     for name, given in (("gain_map", gain_map), ("bias_map", bias_map)):
         _checks.same_dtype("x_hat", features, **{name: given})
         _checks.shape(given, name, features.shape)
-    y = rows.modulated(gain_map, bias_map, _fresh(features), True)
+    if norm == "batch":
+        rows.take_batch_statistics()
+    y = rows.modulated(gain_map, bias_map, _fresh(features), norm != "batch")
 
     def pullback(dy):
         up = rows.cotangent(dy)

@@ -31,6 +31,10 @@ def races() -> Iterator[dict]:
     for shape in ((32, 64, 56, 56), (4, 256, 14, 14)):
         yield from batch_channel_races(Maps.random(shape, 1))
         yield unmix_race(Maps.random(shape, 1))
+    for shape in ((8, 64, 64, 64), (2, 256, 32, 32)):
+        yield from region_races(Maps.random(shape, 1))
+    for shape in ((16384, 512), (2048, 512)):
+        yield from power_races(Maps.random(shape, 1))
     for shape in CHANNELS_LAST:
         yield from batch_norm_races(Maps.random(shape, len(shape) - 1))
 
@@ -369,6 +373,83 @@ def unmix_race(maps: Maps) -> dict:
         "NumPy reference": lambda: reference_norms().unmix_norm(*arguments, rate=0.1)[0],
     }
     return race("norms/unmix_test_time_norm", "unmix_norm", maps, candidates, exact, reads(maps, 1) + 1, OURS)
+
+
+def region_races(maps: Maps) -> Iterator[dict]:
+    """Against the same steps in PyTorch, and the reference."""
+    import torch
+
+    import refnorm_fast.norms as fast
+
+    mask = np.random.default_rng(1).random((len(maps.x), 1, *maps.x.shape[2:])) < 0.7
+    x, dy, inside = maps.tensor(maps.x), maps.tensor(maps.dy), torch.from_numpy(mask)
+    out, count = np.empty_like(maps.x), mask.size
+
+    def composed(x=x):
+        y = torch.zeros_like(x)
+        for region in (inside, ~inside):
+            size = region.sum()
+            mean = torch.where(region, x, 0).sum((0, 2, 3), keepdim=True) / size
+            centred = torch.where(region, x - mean, 0)
+            var = (centred * centred).sum((0, 2, 3), keepdim=True) / size
+            y = torch.where(region, centred * torch.rsqrt(var + EPS * count / size), y)
+        return y
+
+    def exact():
+        return maps.checked(reference_norms().region_normalize(maps.x.astype(np.float64), mask))
+
+    def exact_backward():
+        wide = reference_norms().region_normalize_vjp(maps.x.astype(np.float64), mask)[1](maps.dy.astype(np.float64))
+        return maps.checked(wide[0])
+
+    method, name = "norms/region_norm", "region_normalize"
+    forward = {
+        OURS: lambda: fast.region_normalize(maps.x, mask),
+        OURS_OUT: lambda: fast.region_normalize(maps.x, mask, out=out),
+        "torch, composed": composed,
+        "NumPy reference": lambda: reference_norms().region_normalize(maps.x, mask),
+    }
+    yield race(method, name, maps, forward, exact, reads(maps, 1) + 1, OURS_OUT)
+    _, pullback = fast.region_normalize_vjp(maps.x, mask)
+    leaf = x.clone().requires_grad_()
+    graph = composed(leaf)
+    backward = {
+        OURS: lambda: pullback(maps.dy)[0],
+        "torch, composed": lambda: torch.autograd.grad(graph, leaf, dy, retain_graph=True)[0],
+    }
+    yield race(method, f"{name} backward", maps, backward, exact_backward, 2 * reads(maps, 2) + 1, OURS)
+
+
+def power_races(maps: Maps) -> Iterator[dict]:
+    """Against the reference: PyTorch has no such layer."""
+    import refnorm_fast.norms as fast
+    from refnorm.norms import PowerNormState
+
+    state = PowerNormState.create(maps.x.shape[1], dtype=np.float32)
+    arguments = (maps.x, maps.gain, maps.bias)
+
+    def exact():
+        wide_state = PowerNormState.create(maps.x.shape[1])
+        return maps.checked(reference_norms().power_norm(*(a.astype(np.float64) for a in arguments), wide_state)[0])
+
+    forward = {
+        OURS: lambda: fast.power_norm(*arguments, state)[0],
+        "NumPy reference": lambda: reference_norms().power_norm(*arguments, state)[0],
+    }
+    yield race("norms/power_norm", "power_norm training", maps, forward, exact, 5, OURS)
+    _, pullback = fast.power_norm_vjp(*arguments, state)
+    _, reference_pullback = reference_norms().power_norm_vjp(*arguments, state)
+    backward = {
+        OURS: lambda: pullback(maps.dy)[0][0],
+        "NumPy reference": lambda: reference_pullback(maps.dy)[0][0],
+    }
+
+    def exact_backward():
+        wide = tuple(a.astype(np.float64) for a in arguments)
+        pull = reference_norms().power_norm_vjp(*wide, PowerNormState.create(maps.x.shape[1]))[1]
+        return maps.checked(pull(maps.dy.astype(np.float64))[0][0])
+
+    yield race("norms/power_norm", "power_norm backward", maps, backward, exact_backward, 8, OURS)
 
 
 def reference_norms():

@@ -164,8 +164,9 @@ def test_same_bits_for_any_number_of_threads(dtype: type) -> None:
 
     def results() -> list[AnyArray]:
         y, pullback = fast.spade_vjp(*arguments, groups=2)
+        of_batch, batch_pullback = fast.spade_vjp(*arguments, norm="batch")
         z, modulate_pullback = fast.spade_modulate_vjp(x, gain, bias)
-        return [y, pullback(dy)[0], z, *modulate_pullback(up)]
+        return [y, pullback(dy)[0], of_batch, batch_pullback(dy)[0], z, *modulate_pullback(up)]
 
     with support.threads(1):
         expected = results()
@@ -190,7 +191,7 @@ def test_results_too_large_for_the_caches() -> None:
     st.integers(0, 2**32 - 1),
     st.sampled_from(support.ISAS),
     st.sampled_from(support.DTYPES),
-    st.sampled_from(("group", "instance")),
+    st.sampled_from(("group", "instance", "batch")),
 )
 def test_equals_the_reference(shape: tuple[int, int, int, int], seed: int, isa: str, dtype: type, norm: str) -> None:
     arguments, dy = network(shape, dtype, seed)
@@ -213,6 +214,7 @@ ERRORS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("spade", GOOD, {"groups": 0}),
     ("spade", GOOD, {"groups": 2.0}),
     ("spade", GOOD, {"groups": 2, "eps": 0.0}),
+    ("spade", GOOD, {"norm": "batch", "eps": 0.0}),
     ("spade", GOOD, {"norm": "layer"}),
     ("spade", GOOD, {"groups": 2, "activation": "tanh"}),
     ("spade", GOOD, {"groups": 2, "resize": "linear"}),

@@ -1,7 +1,5 @@
 from refnorm._typing import Array, F, Pullback
-from refnorm.norms import BatchChannelState, UnMixState
-
-SHORTEST_PLANE: int
+from refnorm.norms import BatchChannelState
 
 def batch_channel_norm(
     x: Array[F],
@@ -50,25 +48,3 @@ def batch_channel_norm_estimated_vjp(
     eps: float = 1e-5,
     training: bool = True,
 ) -> tuple[tuple[Array[F], BatchChannelState], Pullback]: ...
-def unmix_norm(
-    x: Array[F],
-    gain: Array[F],
-    bias: Array[F],
-    state: UnMixState,
-    *,
-    rate: float,
-    temperature: float = 0.07,
-    eps: float = 1e-5,
-    between: bool = False,
-) -> tuple[Array[F], UnMixState]: ...
-def unmix_norm_vjp(
-    x: Array[F],
-    gain: Array[F],
-    bias: Array[F],
-    state: UnMixState,
-    *,
-    rate: float,
-    temperature: float = 0.07,
-    eps: float = 1e-5,
-    between: bool = False,
-) -> tuple[tuple[Array[F], UnMixState], Pullback]: ...
