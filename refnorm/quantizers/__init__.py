@@ -20,6 +20,7 @@ from refnorm.quantizers._affine_quant import (
     gradual_mask,
     smooth_init,
 )
+from refnorm.quantizers._bfloat16 import Bfloat16Weight, bfloat16_linear, bfloat16_linear_vjp, round_weight_bfloat16
 from refnorm.quantizers._gradient_ptq import (
     RoundingResult,
     allocate_bits,
@@ -240,6 +241,7 @@ __all__ = [
     "AdditiveQuantized",
     "AffineQuantResult",
     "BasisGenerator",
+    "Bfloat16Weight",
     "CodebookResult",
     "DistillResult",
     "DualClipping",
@@ -286,6 +288,8 @@ __all__ = [
     "apply_mask_vjp",
     "apply_removal",
     "apply_shrink",
+    "bfloat16_linear",
+    "bfloat16_linear_vjp",
     "bias_correction",
     "bilstm",
     "bilstm_vjp",
@@ -399,6 +403,7 @@ __all__ = [
     "rms_norm_quantize",
     "round_bfloat16",
     "round_float16",
+    "round_weight_bfloat16",
     "rounding_error_bound",
     "rounding_regulariser",
     "rounding_regulariser_vjp",

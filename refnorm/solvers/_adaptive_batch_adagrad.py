@@ -404,7 +404,7 @@ class AdaGrad:
     def init(self, params: Tree) -> AdaGradState:
         """Return the state before the first step."""
         start = self.initial_accumulator_value
-        filled = tree_map(lambda zero: None if zero is None else zero + start, zeros_like(params))
+        filled = tree_map(lambda zero: None if zero is None else np.asarray(zero + start), zeros_like(params))
         return AdaGradState(accumulator=filled, step=0)
 
     def step(self, params: Tree, grads: Tree, state: AdaGradState) -> tuple[Tree, AdaGradState]:

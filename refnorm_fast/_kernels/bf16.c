@@ -310,6 +310,119 @@ static uint32_t pack_rows(const packed_call *packed) {
     return small;
 }
 
+/* ---- operands that are packed already ----------------------------------------------------------------------------------- */
+
+static size_t packed_bytes(size_t depth, size_t width) {
+    size_t columns = (width + COLUMNS - 1) / COLUMNS * COLUMNS;
+    return columns * (HAVE_PAIRS ? (depth + 1) / 2 * 2 * sizeof(uint16_t) : depth * sizeof(float));
+}
+
+static int pack(const uint16_t *bits, size_t depth, size_t width, void *packed) {
+    const size_t deep = HAVE_PAIRS ? (depth + 1) / 2 * 2 : depth, panels = (width + COLUMNS - 1) / COLUMNS;
+    int threads = rn_threads(panels, 1.0 * (double)depth * (double)width), found = 0;
+    RN_PARALLEL(threads) {
+        RN_SHARE(panels, first, last);
+        uint32_t small = 0;
+        for (size_t panel = first; panel < last; panel++) {
+            uint16_t *pairs = (uint16_t *)packed + panel * COLUMNS * deep;
+            float *floats = (float *)packed + panel * COLUMNS * deep;
+            for (size_t k = 0; k < deep; k++)
+                for (size_t j = 0; j < COLUMNS; j++) {
+                    size_t n = panel * COLUMNS + j;
+                    uint16_t code = k < depth && n < width ? bits[n * depth + k] : 0;
+                    small |= is_subnormal(code);
+                    if (HAVE_PAIRS)
+                        pairs[k / 2 * 2 * COLUMNS + 2 * j + k % 2] = code;
+                    else
+                        floats[k * COLUMNS + j] = float_of((uint32_t)code << 16);
+                }
+        }
+        if (small) __atomic_store_n(&found, 1, __ATOMIC_RELAXED);
+    }
+    return found && HAVE_PAIRS;
+}
+
+#if HAVE_PAIRS
+/* ---- few rows of floats -------------------------------------------------------------------------------------------------
+ *
+ * The right operand is read along its rows, eight of them at a time, rounded in registers and used at once. Sums wait in the
+ * first cache. */
+enum { MOST_STREAMED = 16, STREAM_ROWS = 8 };
+
+/* Columns of long runs, as far as their sums fit the cache. */
+RN_INLINE size_t stream_panels_at_once(size_t rows) { return rows <= 4 ? 64 : 16; }
+
+RN_INLINE void stream_step(const int whole, const rn_bf16_call *call, const uint16_t *left, size_t deep, size_t k, size_t pairs,
+                           size_t n, float *sums, uint32_t *small) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                           20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const float *from = (const float *)call->b + (ptrdiff_t)k * call->b_depth + n;
+    __m512bh right[STREAM_ROWS / 2][2];
+#pragma GCC unroll 4
+    for (size_t pair = 0; pair < STREAM_ROWS / 2; pair++)
+#pragma GCC unroll 2
+        for (size_t half = 0; half < 2; half++) {
+            const float *row = from + (ptrdiff_t)(2 * pair) * call->b_depth + 16 * half;
+            const int first = whole || k + 2 * pair < call->depth, second = whole || k + 2 * pair + 1 < call->depth;
+            __m512 low = first ? _mm512_loadu_ps(row) : _mm512_setzero_ps();
+            __m512 high = second ? _mm512_loadu_ps(row + call->b_depth) : _mm512_setzero_ps();
+            right[pair][half] = (__m512bh)_mm512_permutexvar_epi16(order, round_pairs(high, low, small));
+        }
+    for (size_t row = 0; row < call->rows; row++, left += deep, sums += COLUMNS) {
+        __m512 sum[2] = {_mm512_loadu_ps(sums), _mm512_loadu_ps(sums + 16)};
+#pragma GCC unroll 4
+        for (size_t pair = 0; pair < STREAM_ROWS / 2; pair++) {
+            if (!whole && pair >= pairs) break;
+            int32_t two;
+            memcpy(&two, left + k + 2 * pair, sizeof two);
+            const __m512bh each = (__m512bh)_mm512_set1_epi32(two);
+            sum[0] = _mm512_dpbf16_ps(sum[0], each, right[pair][0]);
+            sum[1] = _mm512_dpbf16_ps(sum[1], each, right[pair][1]);
+        }
+        _mm512_storeu_ps(sums, sum[0]);
+        _mm512_storeu_ps(sums + 16, sum[1]);
+    }
+}
+
+static __attribute__((noinline)) uint32_t stream_panels(const packed_call *packed, size_t first, size_t count, float *sums) {
+    const rn_bf16_call *call = packed->call;
+    const uint16_t *left = (const uint16_t *)(const void *)packed->left;
+    uint32_t small = 0;
+    memset(sums, 0, count * call->rows * COLUMNS * sizeof *sums);
+    for (size_t k = 0; k < packed->deep; k += STREAM_ROWS)
+        for (size_t panel = 0; panel < count; panel++) {
+            float *own = sums + panel * call->rows * COLUMNS;
+            size_t n = (first + panel) * COLUMNS, pairs = (packed->deep - k) / 2;
+            if (k + STREAM_ROWS <= call->depth)
+                stream_step(1, call, left, packed->deep, k, pairs, n, own, &small);
+            else
+                stream_step(0, call, left, packed->deep, k, pairs, n, own, &small);
+        }
+    for (size_t panel = 0; panel < count && !small; panel++)
+        finish(call, sums + panel * call->rows * COLUMNS, 0, call->rows, (first + panel) * COLUMNS, 0);
+    return small;
+}
+
+static int streams(const rn_bf16_call *call) {
+    return call->packed == NULL && !call->wide && call->rows <= MOST_STREAMED && call->b_column == 1 && call->width % COLUMNS == 0;
+}
+
+/* 0; 1: there is a subnormal number, the result is unfinished; -1: no memory. */
+static int streamed(const packed_call *packed, int threads) {
+    const rn_bf16_call *call = packed->call;
+    int small = 0, failed = 0;
+    rn_shares shares = rn_share_out(call->width / COLUMNS, 1, threads);
+    RN_PARALLEL(threads) {
+        const size_t at_once = stream_panels_at_once(call->rows);
+        float *sums = rn_scratch(1, at_once * COLUMNS * call->rows * sizeof(float));
+        if (sums == NULL) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+        for (size_t count, first; sums != NULL && (first = rn_take(&shares, at_once, &count), count > 0);)
+            if (stream_panels(packed, first, count, sums)) __atomic_store_n(&small, 1, __ATOMIC_RELAXED);
+    }
+    return failed ? -1 : small;
+}
+#endif
+
 /* -1: no memory; 1: pairs do not do, the result is unfinished.
  *
  * If all rows are one block, every panel is used once: it is packed into the thread's scratch and multiplied there. */
@@ -318,26 +431,34 @@ static int product(const rn_bf16_call *call, int pairs) {
     packed_call packed = {.call = call, .deep = pairs ? (call->depth + 1) / 2 * 2 : call->depth, .pairs = pairs};
     const size_t left = (call->rows * packed.deep * item + 63) & ~(size_t)63, each = COLUMNS * packed.deep * item;
     const size_t row_blocks = (call->rows + ROW_BLOCK - 1) / ROW_BLOCK, panel_blocks = (panels + PANEL_BLOCK - 1) / PANEL_BLOCK;
-    const int once = row_blocks == 1;
-    size_t bytes = left + (once ? 0 : panels * each) + 64;
+    const int once = row_blocks == 1 && call->packed == NULL;
+    size_t bytes = left + (once || call->packed != NULL ? 0 : panels * each) + 64;
     char *room = bytes < SMALL_ROOM ? rn_scratch(0, bytes) : rn_block_alloc(bytes);
     if (room == NULL) return -1;
     packed.left = room;
-    char *right = room + left;
+    const char *right = call->packed != NULL ? call->packed : room + left;
     int small = (int)pack_rows(&packed), failed = 0;
     double rounding = NS_PER_ROUNDING * (double)call->depth * (double)call->width;
     double products = NS_PER_MULTIPLY_ADD * (double)call->rows * (double)call->depth * (double)call->width;
-    if (!once) {
+#if HAVE_PAIRS
+    if (pairs && streams(call) && !small) {
+        int status = streamed(&packed, rn_threads(panels, rounding + products));
+        if (bytes >= SMALL_ROOM) rn_block_free(room);
+        return status;
+    }
+#endif
+    if (!once && call->packed == NULL) {
         int threads = rn_threads(panel_blocks, rounding);
         rn_shares shares = rn_share_out(panels, 1, threads);
         RN_PARALLEL(threads) {
             for (size_t count, first; first = rn_take(&shares, PANEL_BLOCK, &count), count > 0;)
-                if (pack_panels(&packed, first, first + count, right + first * each))
+                if (pack_panels(&packed, first, first + count, room + left + first * each))
                     __atomic_store_n(&small, 1, __ATOMIC_RELAXED);
         }
     }
     if (!(small && pairs)) {
-        int threads = rn_threads(row_blocks * panel_blocks, once ? rounding + products : products);
+        double reading = call->packed != NULL ? rounding / 8 : 0;
+        int threads = rn_threads(row_blocks * panel_blocks, once ? rounding + products : reading + products);
         rn_shares shares = rn_share_out(row_blocks * panel_blocks, 1, threads);
         RN_PARALLEL(threads) {
             char *own = once ? rn_scratch(1, PANEL_BLOCK * each + 64) : NULL;
@@ -357,10 +478,13 @@ static int product(const rn_bf16_call *call, int pairs) {
 
 static int matmul(const rn_bf16_call *call) {
     if (call->rows == 0 || call->width == 0) return 0;
+    if (call->packed != NULL) return product(call, HAVE_PAIRS);
     int status = HAVE_PAIRS ? product(call, 1) : 1;
     return status > 0 ? product(call, 0) : status;
 }
 
 RN_TABLE(bf16) = {
     .matmul = matmul,
+    .packed_bytes = packed_bytes,
+    .pack = pack,
 };

@@ -1,6 +1,13 @@
 """Quantizers and low-precision matrix products as SIMD kernels."""
 
-from refnorm_fast.quantizers._bf16 import linear_lowp, linear_lowp_vjp, matmul_lowp
+from refnorm_fast.quantizers._bf16 import (
+    bfloat16_linear,
+    bfloat16_linear_vjp,
+    linear_lowp,
+    linear_lowp_vjp,
+    matmul_lowp,
+    round_weight_bfloat16,
+)
 from refnorm_fast.quantizers._codewords import additive_dequantize
 from refnorm_fast.quantizers._core import (
     Int8Weight,
@@ -53,6 +60,8 @@ __all__ = [
     "absmax_quantize",
     "additive_dequantize",
     "affine_qparams",
+    "bfloat16_linear",
+    "bfloat16_linear_vjp",
     "dequantize",
     "fake_quantize",
     "fake_quantize_vjp",
@@ -87,6 +96,7 @@ __all__ = [
     "rms_norm_quantize",
     "round_bfloat16",
     "round_float16",
+    "round_weight_bfloat16",
     "shift_linear",
     "shift_linear_vjp",
     "shift_matmul",

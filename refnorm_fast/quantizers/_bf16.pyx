@@ -1,11 +1,16 @@
 """Matrix products in bfloat16: checks and layout; the arithmetic is in _kernels/bf16.c."""
 
+import weakref
+
 import numpy
 
 cimport numpy as np
+from libc.stdint cimport uint16_t
 
 from refnorm.quantizers import linear_lowp_vjp as _reference_linear_vjp
 from refnorm.quantizers import matmul_lowp as _reference_matmul
+from refnorm.quantizers._bfloat16 import BFLOAT16, Bfloat16Weight, bfloat16_floats
+from refnorm.quantizers._bfloat16 import round_weight_bfloat16 as _reference_round_weight
 from refnorm.quantizers._half_precision_training import HALF, ORDERS
 
 np.import_array()
@@ -17,12 +22,15 @@ cdef extern from "bf16.h":
         const void *a
         const void *b
         const void *bias
+        const void *packed
         ptrdiff_t a_row, a_depth, b_depth, b_column
         size_t rows, depth, width
         void *out
         int wide
     ctypedef struct rn_bf16_table:
         int (*matmul)(const rn_bf16_call *call) nogil
+        size_t (*packed_bytes)(size_t depth, size_t width) nogil
+        int (*pack)(const uint16_t *bits, size_t depth, size_t width, void *packed) nogil
     const rn_bf16_table *rn_bf16() nogil
 
 
@@ -43,6 +51,7 @@ cdef _product(np.ndarray a, np.ndarray b, bias, out):
     cdef np.ndarray result = out if direct else _new(a, b)
     cdef rn_bf16_call call
     cdef np.npy_intp item = np.PyArray_ITEMSIZE(a)
+    call.packed = NULL
     call.a = np.PyArray_DATA(a)
     call.b = np.PyArray_DATA(b)
     call.bias = np.PyArray_DATA(<np.ndarray> bias) if bias is not None else NULL
@@ -177,5 +186,144 @@ def linear_lowp_vjp(x, weight, bias=None, *, precision=HALF):
         dweight = matmul_lowp(numpy.asarray(dy).T, rows, precision=precision)
         ones = numpy.ones((1, len(dy)), rows.dtype)
         return dx, dweight, None if bias is None else matmul_lowp(ones, dy, precision=precision)[0]
+
+    return y, pullback
+
+
+cdef class Packed:
+    """Bits of a weight in the kernels' order."""
+
+    cdef np.ndarray room
+    cdef void *start
+    cdef const rn_bf16_table *table
+    cdef bint subnormal
+
+    def __init__(self, np.ndarray bits):
+        cdef size_t width = bits.shape[0], depth = bits.shape[1]
+        cdef const uint16_t *codes = <const uint16_t *> np.PyArray_DATA(bits)
+        self.table = rn_bf16()
+        self.room = numpy.empty(self.table.packed_bytes(depth, width) + 64, numpy.uint8)
+        self.start = <char *> np.PyArray_DATA(self.room) + (-<size_t> np.PyArray_DATA(self.room) % 64)
+        with nogil:
+            self.subnormal = self.table.pack(codes, depth, width, self.start)
+
+
+# Packed weights by the identity of the Bfloat16Weight, as long as that lives. Only read-only bits, which
+# :func:`round_weight_bfloat16` makes, are kept: others could change between two calls.
+_kept = weakref.WeakKeyDictionary()
+
+
+cdef Packed _packed(weight, np.ndarray bits):
+    cdef Packed found
+    if type(weight) is not Bfloat16Weight or weight.bits.flags.writeable:
+        return Packed(_in_order(bits))
+    found = _kept.get(weight)
+    if found is None or found.table != rn_bf16():
+        found = Packed(_in_order(bits))
+        _kept[weight] = found
+    return found
+
+
+def round_weight_bfloat16(weight):
+    """Round a weight matrix (K, N) to bfloat16 once; see :func:`refnorm.quantizers.round_weight_bfloat16`.
+
+    The array of the result is read-only, so that :func:`bfloat16_linear` may keep its own packed copy with it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> round_weight_bfloat16(np.array([[1.0, 257.0]])).bits
+    array([[16256],
+           [17280]], dtype=uint16)
+    """
+    rounded = _reference_round_weight(weight)
+    rounded.bits.flags.writeable = False
+    return rounded
+
+
+def bfloat16_linear(x, weight, bias=None, *, out=None):
+    """Apply a linear layer whose weights are stored in bfloat16; see :func:`refnorm.quantizers.bfloat16_linear`.
+
+    Products and sums are those of :func:`linear_lowp` for ``Precision("bfloat16", "float32", "float32")``. A weight from
+    :func:`round_weight_bfloat16` of this package is packed for the kernel at its first use only.
+
+    Parameters
+    ----------
+    x : array (..., K)
+    weight : Bfloat16Weight of (N, K)
+    bias : array (N,) or None
+    out : array (..., N) of the dtype of ``x``, optional
+        Receives the result.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bfloat16_linear(np.array([[1.0, 257.0]]), round_weight_bfloat16(np.ones((2, 1))))
+    array([[256.]])
+    """
+    cdef np.ndarray array = _float_array(x, "x")
+    if array.ndim == 0:
+        _checks.float_array(array, "x", min_ndim=1)
+    bits = numpy.asarray(weight.bits)
+    if bits.dtype != numpy.uint16 or bits.ndim != 2:
+        bfloat16_floats(weight)  # raises
+    outputs, inputs = bits.shape
+    if array.shape[array.ndim - 1] != inputs:
+        _checks.fail("x", f"shape (..., {inputs}) like weight", (<object> array).shape)
+    if bias is not None:
+        bias = _checks.float_array(bias, "bias")
+        _checks.same_dtype("x", array, bias=bias)
+        _checks.shape(bias, "bias", (outputs,))
+        bias = numpy.require(bias, requirements="CA")
+    shape = (*(<object> array).shape[:-1], outputs)
+    if out is not None and not (type(out) is np.ndarray and np.PyArray_ISCARRAY(<np.ndarray> out)
+                                and out.dtype == array.dtype and out.shape == shape):
+        _check_out(out, numpy.broadcast_to(array.dtype.type(0), shape))
+    cdef np.ndarray rows = array if array.ndim == 2 else _in_order(array).reshape(int(numpy.prod(shape[:-1])), inputs)
+    rows = _whole_strides(rows)
+    cdef bint direct = out is not None and np.PyArray_ISCARRAY(<np.ndarray> out) and _apart(out, rows)
+    direct = direct and (bias is None or _apart(out, bias)) and _apart(out, bits)
+    cdef np.ndarray result = out if direct else numpy.empty(shape, array.dtype)
+    cdef Packed packed = _packed(weight, bits)
+    cdef rn_bf16_call call
+    cdef np.npy_intp item = np.PyArray_ITEMSIZE(rows)
+    cdef int failed = 1
+    if not packed.subnormal:
+        call.packed = packed.start
+        call.a = np.PyArray_DATA(rows)
+        call.b = NULL
+        call.bias = np.PyArray_DATA(<np.ndarray> bias) if bias is not None else NULL
+        call.a_row = np.PyArray_STRIDE(rows, 0) // item
+        call.a_depth = np.PyArray_STRIDE(rows, 1) // item
+        call.b_depth = call.b_column = 0
+        call.rows, call.depth, call.width = rows.shape[0], inputs, outputs
+        call.out = np.PyArray_DATA(result)
+        call.wide = np.PyArray_TYPE(rows) == np.NPY_DOUBLE
+        with nogil:
+            failed = packed.table.matmul(&call)
+    if failed < 0:
+        raise MemoryError("bfloat16_linear: no memory for the rounded rows")
+    if failed:
+        _product(rows, bfloat16_floats(weight).astype(rows.dtype, copy=False).T, bias, result.reshape(rows.shape[0], outputs))
+    if out is None or direct:
+        return result
+    out[...] = result
+    return out
+
+
+def bfloat16_linear_vjp(x, weight, bias=None):
+    """Return :func:`bfloat16_linear` and its pullback ``dy -> (dx, dbias)``, in bfloat16 too."""
+    y = bfloat16_linear(x, weight, bias)
+    # A copy, so that the pullback multiplies by what the value was computed from even if the caller's array changes.
+    bits = numpy.array(weight.bits) if weight.bits.flags.writeable else weight.bits
+    array = numpy.asarray(x)
+    dtype, shape, outputs = array.dtype, array.shape, len(bits)
+
+    def pullback(dy):
+        rows = int(numpy.prod(shape[:-1]))
+        g = numpy.asarray(dy, dtype).reshape(rows, outputs)
+        floats = bfloat16_floats(Bfloat16Weight(bits)).astype(dtype, copy=False)
+        dx = matmul_lowp(g, floats, precision=BFLOAT16).reshape(shape)
+        return dx, None if bias is None else matmul_lowp(numpy.ones((1, rows), dtype), g, precision=BFLOAT16)[0]
 
     return y, pullback

@@ -9,7 +9,8 @@ SHAPES = ((64, 64, 64), (1, 4096, 4096), (16, 4096, 4096), (256, 4096, 4096), (1
 
 
 def races() -> list[dict]:
-    return [*(product(*shape) for shape in SHAPES), layer(256, 1536, 384)]
+    found = [*(product(*shape) for shape in SHAPES), layer(256, 1536, 384)]
+    return [*found, *(stored(*shape) for shape in SHAPES)]
 
 
 def bound(a: np.ndarray, b: np.ndarray, candidates: dict) -> dict:
@@ -55,6 +56,35 @@ def product(rows: int, inputs: int, outputs: int) -> dict:
     except ImportError:
         pass
     return {**bound(a, b, candidates), "name": "bfloat16 product"}
+
+
+def stored(rows: int, inputs: int, outputs: int) -> dict:
+    """Weights that are bfloat16 already on both sides; both round the inputs and give float32."""
+    import refnorm_fast.quantizers as fast
+
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, inputs), (inputs, outputs)))
+    kept = fast.round_weight_bfloat16(weight)
+    out = np.empty((rows, outputs), np.float32)
+    candidates = {
+        "refnorm_fast": lambda: fast.bfloat16_linear(x, kept, out=out),
+        "NumPy, float32": lambda: np.matmul(x, weight, out=out),
+    }
+    try:
+        import torch
+
+        floats, rounded = torch.from_numpy(x), torch.from_numpy(np.ascontiguousarray(weight.T)).bfloat16()
+
+        def torch_layer():
+            with torch.inference_mode():
+                return torch.nn.functional.linear(floats.bfloat16(), rounded).float().numpy()
+
+        candidates["torch, bfloat16 weights"] = torch_layer
+    except ImportError:
+        pass
+    shared = bound(x, weight, candidates)
+    moved = 4 * rows * (inputs + outputs) + 2 * inputs * outputs
+    return {**shared, "bytes": moved, "name": "linear layer, weights stored in bfloat16"}
 
 
 def layer(rows: int, inputs: int, outputs: int) -> dict:

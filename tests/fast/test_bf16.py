@@ -191,6 +191,117 @@ def test_linear_and_vjp_follow_the_reference(dtype):
                     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_stored_weights_are_the_layer_on_floats(dtype):
+    """Bit for bit, whether packed once or at the call."""
+    rng = np.random.default_rng(20)
+    for rows, inputs, outputs in (
+        (1, 1, 1),
+        (1, 300, 70),
+        (5, 33, 32),
+        (13, 64, 31),
+        (130, 200, 260),
+        (0, 3, 2),
+        (2, 0, 3),
+    ):
+        weight = rng.standard_normal((inputs, outputs)).astype(dtype)
+        x, bias = rng.standard_normal((rows, inputs)).astype(dtype), rng.standard_normal(outputs).astype(dtype)
+        stored = fast.round_weight_bfloat16(weight)
+        np.testing.assert_array_equal(stored.bits, reference.round_weight_bfloat16(weight).bits)
+        for shift in (bias, None):
+            expected = fast.linear_lowp(x, weight.T, shift, precision=BFLOAT16)
+            for _ in range(2):
+                np.testing.assert_array_equal(fast.bfloat16_linear(x, stored, shift), expected)
+            own = reference.Bfloat16Weight(stored.bits.copy())
+            np.testing.assert_array_equal(fast.bfloat16_linear(x, own, shift), expected)
+            # Rows that do not follow one another, and bits that do not.
+            apart = np.repeat(x, 2, axis=1)[:, ::2]
+            np.testing.assert_array_equal(fast.bfloat16_linear(apart, stored, shift), expected)
+            columns = reference.Bfloat16Weight(np.asfortranarray(stored.bits))
+            np.testing.assert_array_equal(fast.bfloat16_linear(x, columns, shift), expected)
+    cube = rng.standard_normal((2, 3, 40)).astype(dtype)
+    stored = fast.round_weight_bfloat16(rng.standard_normal((40, 6)).astype(dtype))
+    np.testing.assert_array_equal(
+        fast.bfloat16_linear(cube, stored), fast.bfloat16_linear(cube.reshape(6, 40), stored).reshape(2, 3, 6)
+    )
+    square = fast.round_weight_bfloat16(rng.standard_normal((40, 40)).astype(dtype))
+    x, bias = rng.standard_normal((40, 40)).astype(dtype), rng.standard_normal(40).astype(dtype)
+    support.check_out(lambda x, **out: fast.bfloat16_linear(x, square, bias, **out), x)
+    support.check_out_errors(lambda x, **out: fast.bfloat16_linear(x, square, bias, **out), x)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_subnormal_numbers_of_stored_weights_and_of_rows(dtype):
+    small, large = np.full((3, 3), 1e-39, dtype), np.full((3, 3), 1e38, dtype)
+    for x, weight in ((small, large), (large, small)):
+        stored = fast.round_weight_bfloat16(weight)
+        got = fast.bfloat16_linear(x, stored, np.ones(3, dtype))
+        np.testing.assert_array_equal(got, reference.bfloat16_linear(x, stored, np.ones(3, dtype)))
+        assert (got > 1).all()
+
+
+def test_stored_weights_on_threads_and_through_the_vjp():
+    rng = np.random.default_rng(21)
+    weight = rng.integers(-9, 10, (120, 300)).astype(np.float32)
+    stored = fast.round_weight_bfloat16(weight)
+    for rows in (1, 14, 200):
+        x, dy = (
+            rng.integers(-9, 10, (rows, 120)).astype(np.float32),
+            rng.integers(-9, 10, (rows, 300)).astype(np.float32),
+        )
+        results = []
+        for count in (1, 2, 3):
+            with support.threads(count):
+                results.append(fast.bfloat16_linear(x, stored))
+        for other in results[1:]:
+            np.testing.assert_array_equal(other, results[0])
+        for shift in (weight[0, :1].repeat(300), None):
+            own = reference.Bfloat16Weight(stored.bits.copy())
+            y, pullback = fast.bfloat16_linear_vjp(x, own, shift)
+            expected, expected_pullback = reference.bfloat16_linear_vjp(x, stored, shift)
+            own.bits[...] = 0
+            np.testing.assert_array_equal(y, expected)
+            for _ in range(2):
+                for got, want in zip(pullback(dy), expected_pullback(dy), strict=True):
+                    np.testing.assert_array_equal(got, want)
+
+
+def test_same_errors_for_stored_weights():
+    stored = reference.round_weight_bfloat16(np.ones((3, 2), np.float32))
+    x = np.ones((2, 3), np.float32)
+    for arguments in (
+        (x[:, 1:], stored),
+        (x.astype(int), stored),
+        (np.float32(1), stored),
+        (x, stored, np.ones(3, np.float32)),
+        (x, stored, np.ones(2)),
+        (x, reference.Bfloat16Weight(stored.bits.astype(np.int16))),
+        (x, reference.Bfloat16Weight(stored.bits[0])),
+    ):
+        for name in ("bfloat16_linear", "bfloat16_linear_vjp"):
+            with pytest.raises((TypeError, ValueError)) as expected:
+                getattr(reference, name)(*arguments)
+            with pytest.raises(expected.type) as got:
+                getattr(fast, name)(*arguments)
+            assert str(got.value) == str(expected.value)
+
+
+def test_few_rows_of_every_depth_are_the_rows_of_many():
+    """Right operands are read in another way then, but summed in the same order."""
+    rng = np.random.default_rng(22)
+    for depth in (*range(1, 20), 700):
+        for width in (32, 96, 2080):
+            b = rng.standard_normal((depth, width)).astype(np.float32)
+            a = rng.standard_normal((40, depth)).astype(np.float32)
+            whole = fast.matmul_lowp(a, b, precision=BFLOAT16)
+            for rows in (1, 3, 4, 5, 16, 17):
+                np.testing.assert_array_equal(fast.matmul_lowp(a[:rows], b, precision=BFLOAT16), whole[:rows])
+    a, b = np.full((2, 12), 1e38, np.float32), np.full((12, 64), 1e-39, np.float32)
+    np.testing.assert_array_equal(
+        fast.matmul_lowp(a, b, precision=BFLOAT16), reference.matmul_lowp(a, b, precision=BFLOAT16)
+    )
+
+
 def test_other_precisions_are_the_references():
     rng = np.random.default_rng(6)
     a, b = rng.standard_normal((7, 9)), rng.standard_normal((9, 5))
@@ -273,7 +384,8 @@ def test_same_errors_as_the_reference():
 
 
 def test_signatures_and_examples():
-    for name in ("matmul_lowp", "linear_lowp", "linear_lowp_vjp"):
+    names = ("matmul_lowp", "linear_lowp", "linear_lowp_vjp")
+    for name in (*names, "round_weight_bfloat16", "bfloat16_linear", "bfloat16_linear_vjp"):
         expected = inspect.signature(getattr(reference, name)).parameters
         got = {key: one for key, one in inspect.signature(getattr(fast, name)).parameters.items() if key != "out"}
         assert [(key, one.kind, one.default) for key, one in got.items()] == [

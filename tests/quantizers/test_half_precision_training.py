@@ -6,9 +6,12 @@ from hypothesis import strategies as st
 from refnorm.gradcheck import GradientCase
 from refnorm.nn import conv2d_vjp
 from refnorm.quantizers import (
+    Bfloat16Weight,
     LossScale,
     LossScaler,
     Precision,
+    bfloat16_linear,
+    bfloat16_linear_vjp,
     conv2d_lowp,
     conv2d_lowp_vjp,
     dot_error_bound,
@@ -19,6 +22,7 @@ from refnorm.quantizers import (
     matmul_lowp,
     round_bfloat16,
     round_float16,
+    round_weight_bfloat16,
     row2im,
     row2im_vjp,
     sgd_lowp_step,
@@ -38,7 +42,28 @@ def conv_args(n, c, h, w, o, a, b):
     return RNG.standard_normal((n, c, h, w)), RNG.standard_normal((o, c, a, b)), RNG.standard_normal(o)
 
 
+GRID = RNG.integers(-3, 4, (5, 4)).astype(float)
+GRID_DY = RNG.integers(-3, 4, (2, 3, 4)).astype(float)
+
+
+def stored_sum_vjp(x, bias):
+    """The layer's outputs weighted by whole numbers: its gradients are whole numbers, which bfloat16 holds."""
+    y, pullback = bfloat16_linear_vjp(x, round_weight_bfloat16(GRID), bias)
+    return np.sum(GRID_DY * y), lambda g: tuple(g * each for each in pullback(GRID_DY))
+
+
+def stored_sum(x, bias):
+    return np.sum(GRID_DY * (x @ GRID + bias))
+
+
 GRADIENT_CASES = [
+    GradientCase(
+        bfloat16_linear_vjp,
+        (RNG.integers(-3, 4, (2, 3, 5)).astype(float), RNG.integers(-3, 4, 4).astype(float)),
+        call=stored_sum_vjp,
+        surrogate=stored_sum,
+        name="whole numbers",
+    ),
     GradientCase(im2row_vjp, (RNG.standard_normal((2, 3, 5, 4)), (3, 2)), {"stride": (2, 1), "padding": (1, 0)}, method="complex"),
     GradientCase(im2row_vjp, (RNG.standard_normal((1, 2, 4, 4)), 1), {"stride": 3}, method="complex", name="pixels left out"),
     GradientCase(row2im_vjp, (RNG.standard_normal((12, 12)), (2, 3, 4, 4), 2), {"stride": (2, 1)}, method="complex"),
@@ -304,3 +329,33 @@ def test_bad_input_is_named(call, error, message):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value) == message
+
+
+@given(st.integers(0, 6), st.integers(1, 40), st.integers(0, 5), st.booleans(), st.integers(0, 99))
+def test_layer_on_stored_weights_is_the_layer_on_floats(rows, inputs, outputs, wide, seed):
+    rng = np.random.default_rng(seed)
+    dtype = np.float64 if wide else np.float32
+    x, weight = rng.standard_normal((rows, inputs)).astype(dtype), rng.standard_normal((inputs, outputs)).astype(dtype)
+    bias, dy = rng.standard_normal(outputs).astype(dtype), rng.standard_normal((rows, outputs)).astype(dtype)
+    stored, precision = round_weight_bfloat16(weight), Precision("bfloat16", "float32", "float32")
+    y, pullback = bfloat16_linear_vjp(x, stored, bias)
+    expected, expected_pullback = linear_lowp_vjp(x, np.ascontiguousarray(weight.T), bias, precision=precision)
+    assert y.dtype == dtype
+    # Sums of another order may end on the other side of a middle: one number of bfloat16 apart.
+    np.testing.assert_allclose(y, expected, rtol=2.0**-7, atol=1e-5)
+    dx, _, dbias = expected_pullback(dy)
+    np.testing.assert_allclose(pullback(dy)[0], dx, rtol=2.0**-7, atol=1e-5)
+    np.testing.assert_allclose(pullback(dy)[1], dbias, rtol=2.0**-7, atol=1e-5)
+    assert bfloat16_linear_vjp(x, stored)[1](dy)[1] is None
+
+
+def test_bad_stored_weights():
+    stored = round_weight_bfloat16(np.ones((3, 2)))
+    with pytest.raises(ValueError, match=r"x: expected shape \(..., 3\) like weight, got \(1, 4\)"):
+        bfloat16_linear(np.ones((1, 4)), stored)
+    with pytest.raises(TypeError, match="weight.bits: expected a uint16 matrix"):
+        bfloat16_linear(np.ones((1, 3)), Bfloat16Weight(stored.bits.astype(np.int16)))
+    with pytest.raises(ValueError, match=r"bias: expected shape \(2,\)"):
+        bfloat16_linear(np.ones((1, 3)), stored, np.ones(3))
+    with pytest.raises(ValueError, match="weight: expected 2 dimensions"):
+        round_weight_bfloat16(np.ones(3))

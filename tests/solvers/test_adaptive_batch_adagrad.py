@@ -163,6 +163,23 @@ def test_none_gradients_leave_parameters_alone():
         assert after[1] is params[1]
 
 
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_parameters_without_axes_have_a_state_of_arrays(start):
+    optimizer = AdaGrad(learning_rate=0.1, initial_accumulator_value=start)
+    params = {"scale": np.array(2.0, np.float32), "weight": np.ones(3), "none": None}
+    state = optimizer.init(params)
+    assert type(state.accumulator["scale"]) is np.ndarray
+    assert state.accumulator["scale"].dtype == np.float32
+    grads = {"scale": np.array(0.5, np.float32), "weight": np.ones(3), "none": None}
+    for _ in range(2):
+        params, state = optimizer.step(params, grads, state)
+        for tree in (params, state.accumulator):
+            assert [type(tree[name]) for name in ("scale", "weight")] == [np.ndarray, np.ndarray]
+    first = start + 0.25
+    moved = 0.05 / np.sqrt(first) + 0.05 / np.sqrt(first + 0.25)
+    np.testing.assert_allclose(params["scale"], 2 - moved, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_is_kept_and_nothing_is_written_to(dtype):
     params, grads = RNG.standard_normal((2, 3)).astype(dtype)

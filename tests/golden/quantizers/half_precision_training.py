@@ -13,6 +13,7 @@ from refnorm.conformance import GoldenCase, Tolerance
 mpmath.mp.dps = 50
 VERSION = f"torch {torch.__version__.split('+')[0]}"
 Precision = make_dataclass("Precision", ["storage", "product", "accumulate"])
+Bfloat16Weight = make_dataclass("Bfloat16Weight", ["bits"])
 EXACT = Precision("float64", "float64", "float64")
 CLOSE = Tolerance(1e-13, "relative_of_largest")
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -20,7 +21,8 @@ TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 def cases():
     rng = np.random.default_rng(230519167)
-    return [*by_hand(), *rounding(rng), *products(rng), *layers(rng), *losses_and_steps(rng)]
+    found = [*by_hand(), *rounding(rng), *products(rng), *layers(rng), *losses_and_steps(rng)]
+    return [*found, *stored_weights(rng)]
 
 
 def by_hand():
@@ -141,6 +143,30 @@ def products(rng):
             f"{VERSION}, float16 arithmetic", options={"stride": 2, "padding": 1},
         )
     )  # fmt: skip
+    return found
+
+
+def stored_weights(rng):
+    """Bits by ml_dtypes; layers of whole numbers, whose sums are exact, rounded by PyTorch."""
+    weight = np.concatenate([rng.standard_normal((30, 4)), [[1e-40, -np.inf, 1 + 2.0**-8, 0.0]]])
+    bits = np.ascontiguousarray(weight.astype(ml_dtypes.bfloat16).T).view(np.uint16)
+    found = [
+        GoldenCase(
+            "quantizers.round_weight_bfloat16", f"{np.dtype(dtype)}", (weight.astype(dtype),), (bits,), "ml_dtypes"
+        )
+        for dtype in (np.float64, np.float32)
+    ]
+    for dtype in (np.float64, np.float32):
+        x, weight = rng.integers(-9, 10, (2, 3, 40)).astype(dtype), rng.integers(-9, 10, (40, 35)).astype(dtype)
+        dy, bias = rng.integers(-9, 10, (2, 3, 35)).astype(dtype), (100 * rng.standard_normal(35)).astype(dtype)
+        stored = Bfloat16Weight(np.ascontiguousarray(weight.astype(ml_dtypes.bfloat16).T).view(np.uint16))
+        rounded = torch.tensor(x @ weight).bfloat16() + torch.tensor(bias).bfloat16()
+        back = torch.tensor(dy @ weight.T).bfloat16(), torch.tensor(dy.sum((0, 1))).bfloat16()
+        common = {"function": "quantizers.bfloat16_linear", "name": f"{np.dtype(dtype)}", "args": (x, stored, bias)}
+        common |= {"source": f"{VERSION}, bfloat16"}
+        found.append(GoldenCase(**common, expected=numpy64(rounded).astype(dtype)))
+        grads = tuple(numpy64(each).astype(dtype) for each in back)
+        found.append(GoldenCase(**common, cotangent=dy, expected=grads))
     return found
 
 
