@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -68,11 +69,10 @@ def beta_concat_vjp(
 
 def _arrays(xs: Sequence[Array[F]]) -> list[Array[F]]:
     """The parts as arrays, or a list whose logarithm raises where they do not fit together."""
-    if not isinstance(xs, (list, tuple)) or not xs:
-        return [np.zeros(0)]
-    arrays = [np.asarray(x) for x in xs]
+    arrays = [np.asarray(x) for x in xs] if isinstance(xs, (list, tuple)) else []
     fit = all(x.ndim and x.dtype == arrays[0].dtype and x.shape[:-1] == arrays[0].shape[:-1] for x in arrays)
-    return arrays if fit else [np.zeros(0)]
+    empty: Array[Any] = np.zeros(0)
+    return arrays if arrays and fit else [empty]
 
 
 def _scales(arrays: list[Array[F]]) -> list[float]:

@@ -666,7 +666,7 @@ def test_beta_concat(sizes: list[int], lead: list[int], dtype: Any, curvature: f
     expected, reference_back = reference.beta_concat_vjp(xs, curvature, project=project)
     agree(y, expected, 20)
     np.testing.assert_array_equal(fast.beta_concat(xs, curvature, project=project), y)
-    g = rng.standard_normal(y.shape).astype(dtype)
+    g = np.asarray(rng.standard_normal(y.shape), dtype)
     found, wanted = back(g), reference_back(g)
     for actual, of in zip(found[0], wanted[0], strict=True):
         agree(actual, of, 2000, float(np.abs(of).max(initial=0)))
