@@ -40,6 +40,7 @@ def sigmoid_attention(
     mask: AnyArray | None = None,
     causal: bool = False,
     scale: float | None = None,
+    block: int | None = None,
 ) -> Array[F]:
     """Add up the values, each weighed by the probability that its key fits the query.
 
@@ -60,6 +61,9 @@ def sigmoid_attention(
         Query ``i`` attends to keys ``0 .. i`` only; combined with ``mask`` where both are given.
     scale : float > 0, optional
         Factor of the scores; ``1 / sqrt(E)`` by default.
+    block : int >= 1, optional
+        Keys that are weighed at a time, here and in the pullback: no more weights than ``L * block`` a head are held. All keys
+        by default.
 
     Returns
     -------
@@ -68,15 +72,17 @@ def sigmoid_attention(
     Raises
     ------
     TypeError
-        If an array is not float32 or float64, the dtypes differ, or ``mask`` is not boolean.
+        If an array is not float32 or float64, the dtypes differ, ``mask`` is not boolean, or ``block`` is no integer.
     ValueError
-        If a shape does not fit, ``E`` or ``S`` is 0, ``bias`` is an unknown word, or ``scale`` is not a finite number > 0.
+        If a shape does not fit, ``E`` or ``S`` is 0, ``bias`` is an unknown word, ``scale`` is not a finite number > 0, or
+        ``block`` is below 1.
 
     Notes
     -----
     The weights of a row do not sum to 1. With ``bias = -log S`` and scores of 0 their sum is ``S / (S + 1)``. A
     weight of exactly 0 still multiplies its value: NaN or infinity in a value makes the outputs of all queries NaN, masked
-    or not. ``sigmoid_attention(query, key, numpy.eye(S))`` gives the weights themselves.
+    or not. ``sigmoid_attention(query, key, numpy.eye(S))`` gives the weights themselves. Blocks of keys change the order of
+    a sum and nothing else.
 
     References
     ----------
@@ -91,7 +97,7 @@ def sigmoid_attention(
     array([[1.3333]])
     """
     return sigmoid_attention_vjp(
-        query, key, value, bias=bias, attn_bias=attn_bias, mask=mask, causal=causal, scale=scale
+        query, key, value, bias=bias, attn_bias=attn_bias, mask=mask, causal=causal, scale=scale, block=block
     )[0]
 
 
@@ -105,6 +111,7 @@ def sigmoid_attention_vjp(
     mask: AnyArray | None = None,
     causal: bool = False,
     scale: float | None = None,
+    block: int | None = None,
 ) -> tuple[Array[F], Pullback]:
     """Return :func:`sigmoid_attention` and its pullback ``dy -> (dquery, dkey, dvalue)``.
 
@@ -123,34 +130,51 @@ def sigmoid_attention_vjp(
 
     # Views of heads inside a wider array have strides that NumPy's matrix product cannot hand to BLAS.
     query, key, value = (np.ascontiguousarray(array) for array in (query, key, value))
-    scores: Array[F] = factor * (query @ np.swapaxes(key, -1, -2)) + added[0]
-    if added[1] is not None:
-        scores = scores + added[1]
-    zero = scores.dtype.type(0)
-    weights = sigmoid(scores)
-    if allowed is not None:
-        weights = np.where(allowed, weights, zero)
-    y: Array[F] = weights @ value
+    parts = key_blocks(shape[-1], block)
+
+    def scores_of(part: slice) -> Array[F]:
+        scores: Array[F] = factor * (query @ np.swapaxes(key[..., part, :], -1, -2))
+        for addend in added:
+            if addend is not None:
+                scores = scores + np.broadcast_to(addend, shape)[..., part]
+        return scores
+
+    def visible(part: slice, array: Array[F]) -> Array[F]:
+        return array if allowed is None else np.where(allowed[..., part], array, array.dtype.type(0))
+
+    # No row is summed over: blocks of keys add up, in any order.
+    y: Array[F] = np.zeros((*shape[:-1], value.shape[-1]), query.dtype)
+    for part in parts:
+        y += visible(part, sigmoid(scores_of(part))) @ value[..., part, :]
 
     def pullback(dy: Array[F]) -> tuple[Array[F], ...]:
-        # y = P v is bilinear; P = sigmoid(s) entry by entry, whose slope is P (1 - P): no entry of a row knows of the
-        # others. 1 - P = sigmoid(-s) keeps its digits where P is near 1.
-        dvalue = np.swapaxes(weights, -1, -2) @ dy
-        dscores = (dy @ np.swapaxes(value, -1, -2)) * (weights * sigmoid(-scores))
-        if allowed is not None:
-            dscores = np.where(allowed, dscores, zero)
-        dquery = factor * (dscores @ key)
-        dkey = factor * (np.swapaxes(dscores, -1, -2) @ query)
-        # A bias is added to all scores that it is broadcast to, so it collects their cotangents.
-        of_biases = (sum_to(dscores, given.shape) for given in (bias, attn_bias) if isinstance(given, np.ndarray))
-        return (
-            sum_to(dquery, query.shape),
-            sum_to(dkey, key.shape),
-            sum_to(dvalue, value.shape),
-            *of_biases,
-        )
+        biases = [given for given in (bias, attn_bias) if isinstance(given, np.ndarray)]
+        totals = [np.zeros((*lead, *array.shape[-2:]), y.dtype) for array in (query, key, value)]
+        of_biases = [np.zeros(given.shape, y.dtype) for given in biases]
+        for part in parts:
+            # y = P v is bilinear; P = sigmoid(s) entry by entry, whose slope is P (1 - P): no entry of a row knows of
+            # the others. 1 - P = sigmoid(-s) keeps its digits where P is near 1. Nothing is kept for it but the arguments.
+            scores = scores_of(part)
+            weights = sigmoid(scores)
+            slope = visible(part, weights * sigmoid(-scores))
+            dscores = (dy @ np.swapaxes(value[..., part, :], -1, -2)) * slope
+            totals[0] += factor * (dscores @ key[..., part, :])
+            totals[1][..., part, :] = factor * (np.swapaxes(dscores, -1, -2) @ query)
+            totals[2][..., part, :] = np.swapaxes(visible(part, weights), -1, -2) @ dy
+            # A bias is added to all scores that it is broadcast to, so it collects their cotangents.
+            for total in of_biases:
+                own = total[..., part] if total.ndim and total.shape[-1] == shape[-1] else total
+                own += sum_to(dscores, own.shape)
+        given = (sum_to(total, array.shape) for total, array in zip(totals, (query, key, value), strict=True))
+        return (*given, *of_biases)
 
     return y, pullback
+
+
+def key_blocks(keys: int, block: int | None) -> list[slice]:
+    """Return the parts of the keys that are worked on one after the other."""
+    size = keys if block is None else _checks.whole(block, "block", low=1)
+    return [slice(first, first + size) for first in range(0, keys, size)]
 
 
 def score_bias(bias: Any, allowed: AnyArray | None, shape: tuple[int, ...], query: AnyArray) -> AnyArray:

@@ -330,7 +330,8 @@ def _pull_sides(
 
     Of dA/dsqrt(c) the part tanh(A)/sqrt(c), from p being sqrt(c) times a function of c, is already in ``droot``.
     """
-    dtop = dangle / np.sqrt(1 + sides.sinh * sides.sinh) / sides.gap
+    # The square of p would leave the range for a bias beyond 177/sqrt(c).
+    dtop = dangle / np.hypot(1.0, sides.sinh) / sides.gap
     dinner = dtop * 2 * root * sides.cosh_bias
     # p = N/gap, N = ... - (2 - gap) sinh(b).
     dgap = (dtop * (sides.sinh_bias - sides.sinh)).sum(axis=-1, keepdims=True)

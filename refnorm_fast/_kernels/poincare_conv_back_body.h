@@ -163,12 +163,14 @@ static double N(pull)(const rn_poincare_conv *call, N(back_tile) *tile, const R 
     for (size_t o = 0; o < outputs; o++) {
         V product = N(load_first)(inner + o * 2 * LANES, count);
         V angle = VEC(load)(tile->angle + o * LANES), p = VEC(load)(tile->p + o * LANES), g = N(load_cotangent)(dy + o * area, count);
+        /* sqrt(1 + p^2), where the square would leave the range, too. */
+        V root_lanes = VEC(select)(MASK(VEC(abs)(p) > (R)1e18), VEC(abs)(p), VEC(sqrt)(1 + p * p));
         V t = VEC(set)(power[o]) * angle, size = VEC(abs)(t), half = VEC(set)((R)0.5) * VEC(set)(power[o]);
         V sinh = VEC(scaled_sinh)(size, all.shift, all.one, all.one_square);
         V h = VEC(copysign)(sinh, t) * all.inverse_length, cosh = VEC(sqrt)(all.one_square + sinh * sinh);
         /* The part of g across h; the largest entry's is a small difference, and is taken from the others'. */
         V across = VEC(select)(MASK(all.top == (R)o), all.across_top, g - all.radial * h);
-        V da = all.outer * cosh * (across + all.inward * h), q_k = 2 * da / VEC(sqrt)(1 + p * p);
+        V da = all.outer * cosh * (across + all.inward * h), q_k = 2 * da / root_lanes;
         V by_bias = VEC(set)(cosh_bias[o]), sinh_bias = VEC(set)(offset[o]);
         VEC(store)(tile->turn + o * stride + q, q_k * by_bias * stretch);
         by_inner = VEC(fma)(q_k * by_bias, product, by_inner);

@@ -57,6 +57,7 @@ def sigmoid_attention(
     mask: AnyArray | None = None,
     causal: bool = False,
     scale: float | None = None,
+    block: int | None = None,
     out: Array[F] | None = None,
 ) -> Array[F]: ...
 def sigmoid_attention_vjp(
@@ -69,4 +70,5 @@ def sigmoid_attention_vjp(
     mask: AnyArray | None = None,
     causal: bool = False,
     scale: float | None = None,
+    block: int | None = None,
 ) -> tuple[Array[F], Pullback]: ...

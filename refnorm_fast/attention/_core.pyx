@@ -322,7 +322,8 @@ cdef _attend_backward(query, key, value, mask, bint causal, double scale, y, lea
         raise MemoryError("attention: no memory for the blocks of a head")
 
 
-def sigmoid_attention(query, key, value, *, bias="-log_n", attn_bias=None, mask=None, causal=False, scale=None, out=None):
+def sigmoid_attention(query, key, value, *, bias="-log_n", attn_bias=None, mask=None, causal=False, scale=None, block=None,
+                      out=None):
     """Add up the values, each weighed by the probability that its key fits the query.
 
     See :func:`refnorm.attention.sigmoid_attention`, whose arguments and errors these are.
@@ -343,6 +344,8 @@ def sigmoid_attention(query, key, value, *, bias="-log_n", attn_bias=None, mask=
         Query ``i`` attends to keys ``0 .. i`` only.
     scale : float > 0, optional
         ``1 / sqrt(E)`` by default.
+    block : int >= 1, optional
+        Without effect: the kernel always works block by block, and chooses the size by itself.
     out : array (..., L, V), optional
         Receives the result; may overlap the arguments.
 
@@ -360,6 +363,8 @@ def sigmoid_attention(query, key, value, *, bias="-log_n", attn_bias=None, mask=
     """
     query, key, value, mask, scale, lead = _checked(query, key, value, mask, scale)
     rows, pairs = _score_biases(bias, attn_bias, mask, causal, query, key, lead)
+    if block is not None:
+        _checks.whole(block, "block", low=1)
     shape = (*lead, query.shape[query.ndim - 2], value.shape[value.ndim - 1])
     _check_result(out, shape, query.dtype)
     direct = _writes_directly(out, query, key, value, mask, rows, pairs)
@@ -372,7 +377,7 @@ def sigmoid_attention(query, key, value, *, bias="-log_n", attn_bias=None, mask=
     return out
 
 
-def sigmoid_attention_vjp(query, key, value, *, bias="-log_n", attn_bias=None, mask=None, causal=False, scale=None):
+def sigmoid_attention_vjp(query, key, value, *, bias="-log_n", attn_bias=None, mask=None, causal=False, scale=None, block=None):
     """Return :func:`sigmoid_attention` and its pullback ``dy -> (dquery, dkey, dvalue)``, followed by the cotangents of
     ``bias`` and ``attn_bias`` where these are arrays.
 
@@ -383,6 +388,8 @@ def sigmoid_attention_vjp(query, key, value, *, bias="-log_n", attn_bias=None, m
     """
     query, key, value, mask, scale, lead = _checked(query, key, value, mask, scale)
     rows, pairs = _score_biases(bias, attn_bias, mask, causal, query, key, lead)
+    if block is not None:
+        _checks.whole(block, "block", low=1)
     given = query, key, value
     query, key, value = _in_order(query), _in_order(key), _in_order(value)
     cdef Py_ssize_t length = query.shape[query.ndim - 2], keys = key.shape[key.ndim - 2]

@@ -24,6 +24,7 @@ from refnorm_fast.poincare._ball import (
     transport,
     transport_vjp,
 )
+from refnorm_fast.poincare._concat import beta_concat, beta_concat_vjp
 from refnorm_fast.poincare._core import (
     dist,
     dist_sq,
@@ -52,6 +53,8 @@ from refnorm_fast.poincare._resnet import poincare_resnet, poincare_resnet_vjp
 __all__ = [
     "avg_pool2d",
     "avg_pool2d_vjp",
+    "beta_concat",
+    "beta_concat_vjp",
     "conformal_factor",
     "conformal_factor_vjp",
     "conv2d",

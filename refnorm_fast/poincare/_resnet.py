@@ -85,7 +85,7 @@ def poincare_resnet_vjp(
 ) -> tuple[Array[F], Pullback]:
     """Return :func:`poincare_resnet` and its pullback; see :func:`refnorm.poincare.poincare_resnet_vjp`.
 
-    Layers whose pullback has no kernel are the reference's.
+    All layers are this package's kernels, forwards and backwards.
     """
     return reference.poincare_resnet_vjp(
         params, x, curvature, running, order=order, eps=eps, recompute=recompute, ops=ops

@@ -30,6 +30,10 @@ def with_biases(query, key, value, bias, attn_bias):
     return sigmoid_attention_vjp(query, key, value, bias=bias, attn_bias=attn_bias, causal=True, scale=0.4)
 
 
+def in_blocks_with_biases(query, key, value, bias, attn_bias):
+    return sigmoid_attention_vjp(query, key, value, bias=bias, attn_bias=attn_bias, block=3)
+
+
 GRADIENT_CASES = [
     GradientCase(sigmoid_attention_vjp, QKV, method="complex"),
     GradientCase(
@@ -60,6 +64,14 @@ GRADIENT_CASES = [
         name="biases of heads and of pairs",
     ),
     GradientCase(sigmoid_attention_vjp, (3 * QKV[0], 3 * QKV[1], QKV[2]), method="complex", name="saturated"),
+    GradientCase(sigmoid_attention_vjp, QKV, {"block": 2, "mask": MASK}, method="complex", name="blocks of keys"),
+    GradientCase(
+        sigmoid_attention_vjp,
+        normal((2, 3, 4), (2, 5, 4), (2, 5, 6), (2, 1, 1), (3, 5)),
+        method="complex",
+        call=in_blocks_with_biases,
+        name="blocks of keys with biases",
+    ),
     GradientCase(sigmoid_attention_vjp, normal((0, 4), (3, 4), (3, 2)), method="complex", name="no queries"),
     GradientCase(qk_norm_vjp, normal((2, 3, 4), (5, 4)), method="complex"),
     GradientCase(qk_norm_vjp, (np.zeros((2, 3)), RNG.standard_normal((2, 3))), {"eps": 0.1}, method="complex", name="zeros"),
@@ -98,6 +110,24 @@ def test_parts_of_the_keys_add_up(seed, keys, cut):
     cut = min(cut, keys - 1)
     parts = [sigmoid_attention(query, key[p], value[p], bias=-1.0) for p in (slice(None, cut), slice(cut, None))]
     np.testing.assert_allclose(sum(parts), sigmoid_attention(query, key, value, bias=-1.0), atol=1e-13)
+
+
+@given(seed=st.integers(0, 99), block=st.integers(1, 9), by_key=st.booleans(), causal=st.booleans())
+def test_blocks_of_keys_change_nothing(seed, block, by_key, causal):
+    rng = np.random.default_rng(seed)
+    query, key, value = (rng.standard_normal(s) for s in ((2, 4, 3), (7, 3), (2, 7, 2)))
+    options = {
+        "bias": rng.standard_normal((4, 7 if by_key else 1)),
+        "mask": rng.random((2, 1, 7)) < 0.7,
+        "causal": causal,
+    }
+    y, pullback = sigmoid_attention_vjp(query, key, value, **options)
+    in_blocks, pullback_in_blocks = sigmoid_attention_vjp(query, key, value, block=block, **options)
+    np.testing.assert_allclose(in_blocks, y, atol=1e-14)
+    for mine, whole in zip(pullback_in_blocks(y), pullback(y), strict=True):
+        np.testing.assert_allclose(mine, whole, atol=1e-14)
+    if block >= 7:
+        np.testing.assert_array_equal(in_blocks, y)
 
 
 @given(seed=st.integers(0, 99))
@@ -206,6 +236,8 @@ ONES = np.ones((3, 4))
         ((ONES, ONES, ONES), {"bias": True}, TypeError, "bias: expected a float32 or float64 array"),
         ((ONES, ONES, ONES), {"bias": np.ones(3, "f4")}, TypeError, "bias: expected dtype float64 like query, got float32"),
         ((ONES, ONES, ONES), {"attn_bias": np.ones((2, 3, 3))}, ValueError, r"attn_bias: expected a shape that broadcasts to \(3, 3\), got \(2, 3, 3\)"),
+        ((ONES, ONES, ONES), {"block": 0}, ValueError, "block: expected an integer >= 1, got 0"),
+        ((ONES, ONES, ONES), {"block": 2.0}, TypeError, "block: expected an integer"),
         ((ONES, ONES, ONES), {"attn_bias": np.ones(3, int)}, TypeError, "attn_bias: expected a float32 or float64 array"),
     ],
 )  # fmt: skip

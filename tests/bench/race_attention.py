@@ -9,6 +9,9 @@ import numpy as np
 SHAPES = ((12, 64, 32), (12, 256, 32), (12, 512, 64), (96, 512, 64), (4, 2048, 64))
 """Heads, positions (queries and keys) and entries of a head."""
 
+ONE_QUERY = ((1, 16, 16), (12, 512, 64))
+"""Heads, keys and entries of a head for a single query: the overhead of a call, and a step of a decoder."""
+
 
 def races() -> Iterator[dict]:
     import refnorm_fast.attention as fast
@@ -22,13 +25,16 @@ def races() -> Iterator[dict]:
         yield sigmoid(fast, *shape)
     for shape in SHAPES:
         yield sigmoid_backward(fast, *shape)
+    for shape in ONE_QUERY:
+        yield race(fast, *shape, False, queries=1)
 
 
-def race(fast, heads: int, length: int, depth: int, causal: bool) -> dict:
+def race(fast, heads: int, length: int, depth: int, causal: bool, queries: int | None = None) -> dict:
     from refnorm.attention import scaled_dot_product_attention
 
     rng = np.random.default_rng(0)
     query, key, value = rng.standard_normal((3, 1, heads, length, depth)).astype(np.float32)
+    query = np.ascontiguousarray(query[:, :, :queries])
     out = np.empty_like(query)
     candidates = {
         "refnorm_fast": lambda: fast.scaled_dot_product_attention(query, key, value, causal=causal, out=out),
@@ -48,14 +54,14 @@ def race(fast, heads: int, length: int, depth: int, causal: bool) -> dict:
         pass
     wide = (array[:, :4].astype(np.float64) for array in (query, key, value))
     exact = scaled_dot_product_attention(*wide, causal=causal)
-    pairs = length * (length + 1) // 2 if causal else length * length
+    pairs = length * (length + 1) // 2 if causal else query.shape[2] * length
     return {
         "method": "attention/scaled_dot_product",
-        "name": "causal attention" if causal else "attention",
-        "shape": f"{heads} heads, {length} positions, {depth} entries",
+        "name": "causal attention" if causal else "attention" if queries is None else "attention, one query",
+        "shape": f"{heads} heads, {length} {'positions' if queries is None else 'keys'}, {depth} entries",
         "candidates": candidates,
         "ours": "refnorm_fast",
-        "bytes": 4 * 4 * heads * length * depth,
+        "bytes": 4 * 2 * (query.size + key.size),
         "ops": 4 * heads * pairs * depth,
         "check": lambda: {label: float(np.abs(call()[:, :4] - exact).max()) for label, call in candidates.items()},
         "check_unit": "largest error",

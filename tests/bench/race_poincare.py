@@ -11,6 +11,9 @@ LAYERS = ((1024, 512, 512), (256, 512, 512), (4096, 128, 128))
 BATCHES = ((4096, 64), (65536, 16))
 """Rows and coordinates of the ball operations."""
 
+SINGLE = (1, 16)
+"""One vector: the overhead of a call."""
+
 GRADIENT_BATCHES = ((64, 64), (65536, 64))
 """Small enough for the overhead of a call to show, and beyond the caches."""
 
@@ -27,6 +30,7 @@ def races() -> list[dict]:
             for name in ("mobius_add", "expmap", "logmap", "dist", "exp0", "log0")
             for shape in BATCHES
         ]
+        + [operation(fast, name, *SINGLE) for name in ("dist", "exp0")]
         + [
             gradients(fast, name, *shape)
             for name in ("mobius_add", "expmap", "logmap", "dist", "exp0", "log0", "transport")

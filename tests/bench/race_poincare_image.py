@@ -25,9 +25,11 @@ def races() -> list[dict]:
     found += [convolution_gradient(fast, *setting) for setting in CONVOLUTIONS]
     for shape in BATCHES:
         found += [batch_norm(fast, shape, inference=False), batch_norm(fast, shape, inference=True)]
+        found.append(batch_norm_gradient(fast, shape))
     found += [midpoint(fast, *setting) for setting in SETS]
     found += [pooling(fast, (32, 64, 8, 8), 8), pooling(fast, (32, 16, 32, 32), 2)]
     found += [network(fast, channels) for channels in NETWORKS]
+    found.append(network_gradient(fast, NETWORKS[0]))
     return [race for race in found if race]
 
 
@@ -199,6 +201,45 @@ def batch_norm(fast, shape: tuple[int, int, int, int], *, inference: bool) -> di
     return race("poincare/batch_norm", name, "x".join(map(str, shape)), candidates, truth, exact, 4 * 2 * x.size, None)
 
 
+def batch_norm_gradient(fast, shape: tuple[int, int, int, int]) -> dict:
+    """Forward and backward in training: the cotangent of the points, through the batch's statistics, for a given one of the result."""
+    from refnorm.poincare import midpoint_batch_norm_vjp
+
+    rng = np.random.default_rng(1)
+    x, channels = images(rng, shape), shape[1]
+    bias, gain = (0.1 * rng.standard_normal(channels)).astype(np.float32), np.array(1.5, np.float32)
+    g = rng.standard_normal(shape).astype(np.float32)
+    exact = midpoint_batch_norm_vjp(*wide(x, bias, gain), CURVATURE)[1](*wide(g))[0]
+    candidates = {"refnorm_fast": lambda: fast.midpoint_batch_norm_vjp(x, bias, gain, CURVATURE)[1](g)[0]}
+    truth = {}
+    if hypll := hypll_ball():
+        import torch
+        from hypll.nn import HBatchNorm2d
+        from hypll.tensors import ManifoldTensor
+
+        ball, _ = hypll
+        layer = HBatchNorm2d(channels, ball, use_midpoint=True)
+        with torch.no_grad():
+            layer.norm.bias.copy_(torch.from_numpy(bias))
+            layer.norm.weight.copy_(torch.from_numpy(gain))
+        image, cotangent = torch.from_numpy(x).requires_grad_(), torch.from_numpy(g)
+        plain = torch.nn.BatchNorm2d(channels)
+
+        def with_hypll():
+            y = layer(ManifoldTensor(image, manifold=ball, man_dim=1)).tensor
+            return torch.autograd.grad(y, [image, layer.norm.bias, layer.norm.weight], cotangent)[0]
+
+        def with_torch():
+            return torch.autograd.grad(plain(image), [image, plain.weight, plain.bias], cotangent)[0]
+
+        candidates |= {"hypll": with_hypll, "torch, plain normalization": with_torch}
+        truth["torch, plain normalization"] = None
+    return race(
+        "poincare/batch_norm", "batch normalization, forward and backward", "x".join(map(str, shape)), candidates,
+        truth, exact, 4 * 4 * x.size, None,
+    )  # fmt: skip
+
+
 def midpoint(fast, sets: int, count: int, length: int) -> dict:
     from refnorm.poincare import midpoint as reference
 
@@ -264,6 +305,32 @@ def network(fast, channels: tuple[int, int, int]) -> dict:
     return race(
         "poincare/poincare_resnet", "ResNet-20, batch statistics", f"8x3x32x32, channels {channels}", candidates, {},
         exact, 4 * sum(leaf.size for leaf, _ in weights_and_areas(single)), ops,
+    )  # fmt: skip
+
+
+def network_gradient(fast, channels: tuple[int, int, int]) -> dict:
+    """A step of training: logits, and the cotangents of all parameters; NumPy's layers are the reference's."""
+    from refnorm.poincare import PoincareResNet, poincare_resnet_vjp
+    from refnorm.tree import tree_map
+
+    rng = np.random.default_rng(4)
+    setting = PoincareResNet(channels=channels, curvature=CURVATURE, init_kind="centre", keep_length=True)
+    params = tree_map(lambda a: a + 0.02 * rng.standard_normal(a.shape) * (a.ndim > 1), setting.init(rng))
+    single = tree_map(lambda a: np.asarray(a, np.float32), params)
+    x = rng.standard_normal((8, 3, 32, 32)).astype(np.float32)
+
+    def step(function):
+        logits, back = function(single, x, CURVATURE)
+        return back(np.ones_like(logits))[0]["head"]["weight"]
+
+    candidates = {
+        "refnorm_fast": lambda: step(fast.poincare_resnet_vjp),
+        "reference": lambda: step(poincare_resnet_vjp),
+    }
+    return race(
+        "poincare/poincare_resnet", "ResNet-20, forward and backward", f"8x3x32x32, channels {channels}", candidates,
+        {}, step(poincare_resnet_vjp), 4 * 2 * sum(leaf.size for leaf, _ in weights_and_areas(single)),
+        6 * x.shape[0] * sum(leaf.size * area for leaf, area in weights_and_areas(single)),
     )  # fmt: skip
 
 

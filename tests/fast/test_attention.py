@@ -404,6 +404,8 @@ def test_sigmoid_bad_input():
         ((x, x, x), {"mask": np.ones((2, 2))}),
         ((x, x, x), {"mask": np.ones((3, 2), bool), "bias": "per_row"}),
         ((x, x, x), {"scale": -1.0}),
+        ((x, x, x), {"block": 0}),
+        ((x, x, x), {"block": 1.5}),
     ):
         with pytest.raises((TypeError, ValueError)) as expected:
             reference.sigmoid_attention(*arguments, **options)

@@ -199,6 +199,12 @@ def test_conv2d_pullback_of_any_size(dtype: Any) -> None:
                 g = np.asarray(rng.standard_normal(y.shape), dtype)
                 for actual, wanted in zip(back(g)[:3], reference_back(g)[:3], strict=True):
                     agree(actual, wanted, 100)
+    for far in (5.0, 200.0, 249.0):  # squares of sinh(2 * 249) leave the range
+        arguments = x, weight, np.full(len(bias), far, dtype), 1.0
+        if dtype == np.float64 or far == 5.0:
+            found, wanted = (room.conv2d_vjp(*arguments, **options)[1](g) for room in (fast, reference))
+            for actual, of in zip(found[:3], wanted[:3], strict=True):
+                agree(actual, of, 3000)
     large = fast.conv2d_vjp(x, (50 * weight).astype(dtype), bias, 1.0, **options)[1](g)
     wanted = reference.conv2d_vjp(x, (50 * weight).astype(dtype), bias, 1.0, **options)[1](g)
     agree(large[0], wanted[0], 3000)
@@ -641,6 +647,58 @@ def test_out_of_points() -> None:
             np.testing.assert_array_equal(out, fast.midpoint(points, 1.0))
         with pytest.raises(ValueError, match="out: expected shape"):
             fast.midpoint(points, 1.0, out=np.empty((2, 4, 4), dtype))
+
+
+@pytest.mark.usefixtures("isa")
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    lead=st.lists(st.integers(0, 5), max_size=2),
+    dtype=st.sampled_from(support.DTYPES),
+    curvature=st.sampled_from([1.0, 0.1, 1e-9, 1e12]),
+    project=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_beta_concat(sizes: list[int], lead: list[int], dtype: Any, curvature: float, project: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = int(np.prod(lead))
+    xs = [pixels(rng, (rows, n), dtype, curvature).reshape(*lead, n) for n in sizes]
+    y, back = fast.beta_concat_vjp(xs, curvature, project=project)
+    expected, reference_back = reference.beta_concat_vjp(xs, curvature, project=project)
+    agree(y, expected, 20)
+    np.testing.assert_array_equal(fast.beta_concat(xs, curvature, project=project), y)
+    g = np.asarray(rng.standard_normal(y.shape), dtype)
+    found, wanted = back(g), reference_back(g)
+    for actual, of in zip(found[0], wanted[0], strict=True):
+        agree(actual, of, 2000, float(np.abs(of).max(initial=0)))
+    assert isinstance(fast.beta_concat_vjp(tuple(xs), curvature)[1](g)[0], tuple)
+    size = float(np.abs(g * y).sum() + sum(np.abs(a * x).sum() for a, x in zip(found[0], xs, strict=True))) / curvature
+    np.testing.assert_allclose(found[1], wanted[1], rtol=0, atol=100 * np.finfo(dtype).eps * size)
+
+
+def test_out_and_errors_of_beta_concat() -> None:
+    x = np.full((3, 4), 0.1)
+    out = np.empty((3, 8))
+    assert fast.beta_concat([x, x], 1.0, out=out) is out
+    np.testing.assert_array_equal(out, fast.beta_concat([x, x], 1.0))
+    with pytest.raises(ValueError, match=r"out: expected shape \(3, 8\)"):
+        fast.beta_concat([x, x], 1.0, out=out[:2])
+    for xs in (
+        [],
+        x,
+        [x, x[:2]],
+        [x, x.astype("f4")],
+        [10 * x],
+        [np.array(0.1)],
+        [x[:, :0]],
+        [x.astype(int)],
+        [x, "x"],
+    ):
+        for name in ("beta_concat", "beta_concat_vjp"):
+            with pytest.raises((TypeError, ValueError)) as expected:
+                getattr(reference, name)(xs, 1.0)
+            with pytest.raises(expected.type) as actual:
+                getattr(fast, name)(xs, 1.0)
+            assert str(actual.value) == str(expected.value)
 
 
 def test_conv2d_layouts() -> None:

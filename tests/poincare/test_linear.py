@@ -131,6 +131,18 @@ def test_logits_beyond_the_range_of_sinh():
     assert all(np.isfinite(entry).all() for entry in pullback(np.array([1.0, 2.0, 3.0])))
 
 
+def test_cotangents_of_far_hyperplanes():
+    """Seen from far away the distance is its bias plus a function of the point: p and its square are not needed to be finite."""
+    x, weight, g = points(RNG, (6, 3), 1.0), RNG.standard_normal((3, 2)), RNG.standard_normal((6, 2))
+    with np.errstate(all="raise", under="ignore"):
+        near, far = (mlr_vjp(x, weight, np.array([bias, -bias]), 1.0)[1](g) for bias in (60.0, 249.0))
+        for bias in (180.0, 249.0):
+            _, pullback = fully_connected_vjp(x, weight, np.array([bias, 0.3]), 1.0)
+            assert all(np.isfinite(entry).all() for entry in pullback(g))
+    np.testing.assert_allclose(far[0], near[0], rtol=1e-12)
+    np.testing.assert_allclose(far[2], -4 * np.linalg.norm(weight, axis=0) * g.sum(axis=0), rtol=1e-12)
+
+
 def test_rows_are_independent_and_batches_may_have_any_shape():
     x, (weight, bias) = points(RNG, (2, 3, 4), 1.0), init_baseline(4, 5, RNG)
     y, pullback = fully_connected_vjp(x, weight, bias, 1.0)
