@@ -120,5 +120,5 @@ class GoldenCase:
 
     @property
     def target(self) -> str:
-        """The name that an implementation is looked up by: ``function``, or ``function_vjp`` for cotangents."""
+        """What is asked of an implementation, ``function`` or, for cotangents, ``function_vjp``."""
         return self.function + ("_vjp" if self.kind == "cotangents" else "")

@@ -4,6 +4,7 @@ import math
 from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import torch
 
@@ -52,7 +53,7 @@ def code_type(bits, signed):
 
 def cases():
     rng = np.random.default_rng(20200218)
-    return [*by_hand(), *ranges(rng), *codes(rng), *against_torch(rng), *learned(rng)]
+    return [*by_hand(), *ranges(rng), *codes(rng), *against_torch(rng), *learned(rng), *after_norms()]
 
 
 def by_hand():
@@ -300,4 +301,32 @@ def learned(rng):
             source=f"{TORCH}, _fake_quantize_learnable_per_channel_affine",
         )
     )
+    return found
+
+
+def after_norms():
+    """Codes of normalized vectors, computed in 50 digits."""
+    rng, found = np.random.default_rng(1), []
+    with mpmath.workdps(50):
+        for lowest, zero_point in ((-128, 3), (0, 120)):
+            x, gain, bias = rng.standard_normal((3, 9)), 1 + rng.random(9), rng.standard_normal(9)
+            for norm in ("layer_norm", "rms_norm"):
+                codes = []
+                for row in x.tolist():
+                    mean = mpmath.fsum(row) / 9 if norm == "layer_norm" else mpmath.mpf(0)
+                    centred = [v - mean for v in row]
+                    size = mpmath.sqrt(mpmath.fsum(v * v for v in centred) / 9 + mpmath.mpf(1e-5))
+                    y = [g * v / size + b for g, v, b in zip(gain.tolist(), centred, bias.tolist(), strict=True)]
+                    scaled = [v / mpmath.mpf(0.03125) for v in y]
+                    assert all(abs(v - mpmath.floor(v) - 0.5) > NEAREST_TIE for v in scaled)
+                    codes.append([min(max(int(mpmath.nint(v)) + zero_point, lowest), lowest + 255) for v in scaled])
+                grid_of = (0.03125, zero_point)
+                args = (x, gain, bias, *grid_of) if norm == "layer_norm" else (x, *grid_of, gain, bias)
+                expected = np.array(codes, np.int8 if lowest else np.uint8)
+                name, options = f"grid from {lowest}", {"lowest": lowest}
+                found.append(
+                    GoldenCase(
+                        f"quantizers.{norm}_quantize", name, args, expected, "mpmath, 50 digits", options=options
+                    )
+                )
     return found

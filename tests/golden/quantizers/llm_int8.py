@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import torch
 
@@ -141,7 +142,15 @@ HAND_W = np.array([[0.5, -1.0], [1.0, 0.25], [-0.1, 0.2]])
 
 def cases():
     rng = np.random.default_rng(20220815)
-    return [*by_hand(), *quantized(rng), *integer_products(rng), *layers(rng), *trainable(rng), *comparisons(rng)]
+    return [
+        *by_hand(),
+        *quantized(rng),
+        *integer_products(rng),
+        *layers(rng),
+        *trainable(rng),
+        *comparisons(rng),
+        *after_norms(),
+    ]
 
 
 def by_hand():
@@ -392,4 +401,30 @@ def comparisons(rng):
             source="exact fractions",
         )
     )
+    return found
+
+
+def after_norms():
+    """Codes of normalized vectors by their own largest magnitude, computed in 50 digits."""
+    rng, found = np.random.default_rng(1), []
+    with mpmath.workdps(50):
+        x, gain, bias = rng.standard_normal((3, 9)), 1 + rng.random(9), rng.standard_normal(9)
+        for norm in ("layer_norm", "rms_norm"):
+            codes, constants = [], []
+            for row in x.tolist():
+                mean = mpmath.fsum(row) / 9 if norm == "layer_norm" else mpmath.mpf(0)
+                centred = [v - mean for v in row]
+                size = mpmath.sqrt(mpmath.fsum(v * v for v in centred) / 9 + mpmath.mpf(1e-5))
+                y = [g * v / size + b for g, v, b in zip(gain.tolist(), centred, bias.tolist(), strict=True)]
+                constants.append([float(largest(y))])
+                scaled = [127 * v / largest(y) for v in y]
+                assert all(abs(v - mpmath.floor(v) - 0.5) > NEAREST_TIE for v in scaled)
+                codes.append([int(mpmath.nint(v)) for v in scaled])
+            expected = (np.array(codes, np.int8), np.array(constants))
+            found.append(
+                GoldenCase(
+                    f"quantizers.{norm}_absmax_quantize", "three rows", (x, gain, bias), expected, "mpmath, 50 digits",
+                    Tolerance(4, "ulp_of_largest"),
+                )
+            )  # fmt: skip
     return found

@@ -175,4 +175,7 @@ def cases():
             source="mpmath: log(2 L distance / 0.75) / log(1 / 0.9)",
         )
     )
+    # With the identity as bound, the model falls by g_i^2 / 2 a coordinate: the largest gradients are best.
+    args = (np.array([1.0, -3.0, 0.5, 2.0]), np.eye(4), 2)
+    found.append(GoldenCase("solvers.greedy_quadratic_block", "identity", args, np.array([1, 3]), "by hand"))
     return found
