@@ -60,7 +60,10 @@ def list_methods(
         table.add_row(method.chapter, title, *(str(count or "–") for count in counts), MARK[status.claim])
     out = console()
     out.print(table)
-    out.print(f"{len(chosen)} {'method' if len(chosen) == 1 else 'methods'}; `refnorm show METHOD` tells more about one", style="dim")
+    out.print(
+        f"{len(chosen)} {'method' if len(chosen) == 1 else 'methods'}; `refnorm show METHOD` tells more about one",
+        style="dim",
+    )
 
 
 def summary(status: "Status") -> dict[str, Any]:

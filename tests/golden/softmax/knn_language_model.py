@@ -149,4 +149,14 @@ def cases():
                 "by hand: squared distances", options=options,
             )
         )  # fmt: skip
+    lm, near = (np.log(rng.dirichlet(np.ones(6))) for _ in range(2))
+    odds = [mpmath.exp(mpmath.mpf(b) - mpmath.mpf(a)) - 1 for a, b in zip(lm.tolist(), near.tolist(), strict=True)]
+    weight = mpmath.findroot(lambda w: mpmath.fsum(o / (1 + w * o) for o in odds), (0.01, 0.99), solver="anderson")
+    found.append(
+        GoldenCase(
+            "softmax.fit_interpolation", "six tokens", (lm, near), {"knn_weight": np.array(float(weight))},
+            "mpmath, 50 digits: root of the likelihood's derivative", Tolerance(1e-7, "relative"),
+            {"tol": 1e-12, "max_iter": 100_000}, kind="fields",
+        )
+    )  # fmt: skip
     return found

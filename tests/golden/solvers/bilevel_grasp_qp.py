@@ -1,5 +1,7 @@
 """Truth for the grasp program: hand calculations, the active-set solver quadprog, PyTorch with ``detach``."""
 
+from dataclasses import replace
+
 import numpy as np
 import quadprog
 import torch
@@ -193,4 +195,9 @@ def cases():
             cotangent=np.ones(1),
         )
     )  # fmt: skip
+    found += [
+        replace(case, function="solvers.solve_qp_admm", expected={"x": case.expected}, kind="fields")
+        for case in found
+        if case.function == "solvers.solve_qp" and case.kind == "value"
+    ]
     return found
