@@ -1,5 +1,5 @@
-/* Holds two functions in float to the golden vectors of a folder that `refnorm conformance export` wrote.
-       cc -O2 -std=c11 check.c -lm -o check && ./check FOLDER                                              */
+/* Holds two functions in float to the golden vectors of an exported folder.
+       cc -O2 -std=c11 check.c -lm -o check && ./check FOLDER              */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,14 +12,17 @@ static void softmax(const float *x, long n, float *y) {
     for (long i = 0; i < n; i++) y[i] /= sum;
 }
 
-static void layer_norm(const float *x, const float *gain, const float *bias, float eps, long n, float *y) {
+static void layer_norm(const float *x, const float *gain, const float *bias, float eps,
+                       long n, float *y) {
     float mean = 0, variance = 0;
     for (long i = 0; i < n; i++) mean += x[i] / n;
     for (long i = 0; i < n; i++) variance += (x[i] - mean) * (x[i] - mean) / n;
-    for (long i = 0; i < n; i++) y[i] = gain[i] * (x[i] - mean) / sqrtf(variance + eps) + bias[i];
+    for (long i = 0; i < n; i++)
+        y[i] = gain[i] * (x[i] - mean) / sqrtf(variance + eps) + bias[i];
 }
 
-enum { FUNCTION, CASE, ROLE, TYPE, SHAPE, DATA, VALUE, FIELDS }; /* the columns of values.tsv */
+/* The columns of values.tsv. */
+enum { FUNCTION, CASE, ROLE, TYPE, SHAPE, DATA, VALUE, FIELDS };
 
 static struct { /* the case that is being read */
     float *x, *gain, *bias, eps;
@@ -29,24 +32,28 @@ static struct { /* the case that is being read */
     int other; /* something about it that these two functions do not do */
 } c;
 
-/* Read an array; sets the number of its entries and the length of a row. Little-endian, as this machine is. */
+/* Read an array, little-endian as this machine is; set how many entries it has, and a row. */
 static void *load(const char *folder, char **field, long *size, long *row) {
     char path[4096], *shape = field[SHAPE];
-    for (*size = *row = 1; *shape; shape += *shape == ',') *size *= *row = strtol(shape, &shape, 10);
+    for (*size = *row = 1; *shape; shape += *shape == ',')
+        *size *= *row = strtol(shape, &shape, 10);
     size_t item = strcmp(field[TYPE], "float32") ? 8 : 4, count = (size_t)*size;
     void *data = malloc(count * item + 1);
     snprintf(path, sizeof path, "%s/%s", folder, field[DATA]);
     FILE *in = fopen(path, "rb");
-    if (!in || fseek(in, atol(field[VALUE]), SEEK_SET) || fread(data, item, count, in) != count) perror(path), exit(2);
+    if (!in || fseek(in, atol(field[VALUE]), SEEK_SET) || fread(data, item, count, in) != count)
+        perror(path), exit(2);
     fclose(in);
     return data;
 }
 
-static int failed(void) { /* compute the case and compare; the unit is that of each entry, or of the largest */
+/* Compute the case and compare; the unit is that of each entry, or of the largest one. */
+static int failed(void) {
     if (c.other || !c.expected) return 0;
     float *y = malloc(sizeof(float) * (size_t)c.size + 1), largest = 0;
     for (long i = 0; i < c.size; i += c.row)
-        c.gain ? layer_norm(c.x + i, c.gain, c.bias, c.eps, c.row, y + i) : softmax(c.x + i, c.row, y + i);
+        c.gain ? layer_norm(c.x + i, c.gain, c.bias, c.eps, c.row, y + i)
+               : softmax(c.x + i, c.row, y + i);
     double worst = 0;
     long at = 0;
     for (long i = 0; i < c.size; i++) largest = fmaxf(largest, fabsf((float)c.expected[i]));
@@ -77,24 +84,28 @@ int main(int count, char **given) {
             rest += strcspn(rest, "\t\n");
             if (*rest) *rest++ = 0;
         }
-        if (strcmp(field[FUNCTION], "softmax.softmax") && strcmp(field[FUNCTION], "norms.layer_norm")) continue;
-        const char *role = field[ROLE], *text = field[VALUE];
+        const char *function = field[FUNCTION], *role = field[ROLE], *text = field[VALUE];
+        if (strcmp(function, "softmax.softmax") && strcmp(function, "norms.layer_norm")) continue;
         int single = !strcmp(field[TYPE], "float32");
         long size, row;
         if (!strcmp(role, "name")) { /* the case before is complete */
             failures += failed();
             memset(&c, 0, sizeof c);
             c.eps = 1e-5f;
-            snprintf(c.function, sizeof c.function, "%s", field[FUNCTION]);
+            snprintf(c.function, sizeof c.function, "%s", function);
             snprintf(c.name, sizeof c.name, "%s", text);
         }
         else if (!strcmp(role, "rule")) snprintf(c.rule, sizeof c.rule, "%s", text);
         else if (!strcmp(role, "tolerance")) c.limit = atof(text);
         else if (!strcmp(role, "options.eps")) c.eps = strtof(text, NULL);
-        else if (!strcmp(role, "args.x") && single) c.x = load(folder, field, &c.size, &c.row);
-        else if (!strcmp(role, "args.gain") && single) c.gain = load(folder, field, &size, &row);
-        else if (!strcmp(role, "args.bias") && single) c.bias = load(folder, field, &size, &row);
-        else if (!strcmp(role, "expected") && !single) c.expected = load(folder, field, &size, &row);
+        else if (!strcmp(role, "args.x") && single)
+            c.x = load(folder, field, &c.size, &c.row);
+        else if (!strcmp(role, "args.gain") && single)
+            c.gain = load(folder, field, &size, &row);
+        else if (!strcmp(role, "args.bias") && single)
+            c.bias = load(folder, field, &size, &row);
+        else if (!strcmp(role, "expected") && !single)
+            c.expected = load(folder, field, &size, &row);
         else if (strcmp(role, "kind")) c.other = 1; /* another dtype, another axis, another algorithm */
     }
     failures += failed();

@@ -48,8 +48,8 @@ def list_methods(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("method", "title"):
-        table.add_column(name, overflow="fold")
+    table.add_column("method", no_wrap=True)
+    table.add_column("title", overflow="fold")
     for name in ("functions", "vjp", "golden", "kernels"):
         table.add_column(name, justify="right")
     table.add_column("claim")
@@ -60,7 +60,10 @@ def list_methods(
         table.add_row(method.chapter, title, *(str(count or "–") for count in counts), MARK[status.claim])
     out = console()
     out.print(table)
-    out.print(f"{len(chosen)} methods; `refnorm show METHOD` tells more about one", style="dim")
+    out.print(
+        f"{len(chosen)} {'method' if len(chosen) == 1 else 'methods'}; `refnorm show METHOD` tells more about one",
+        style="dim",
+    )
 
 
 def summary(status: "Status") -> dict[str, Any]:

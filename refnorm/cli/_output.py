@@ -17,7 +17,7 @@ WIDEST = 100
 """Columns of running text, however wide the terminal is."""
 
 PIPE_WIDTH = 160
-"""Columns of a table that is not written to a terminal."""
+"""Columns of a table that is not written to a terminal, unless the variable COLUMNS says how many."""
 
 SUFFIXES = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".npy": "npy", "": "text"}
 """Formats of files by the end of their names."""
@@ -36,7 +36,8 @@ def console(stream: IO[str] | None = None) -> "Console":
     from rich.console import Console
 
     target = stream or sys.stdout
-    return Console(file=target, highlight=False, markup=False, width=None if target.isatty() else PIPE_WIDTH)
+    known = target.isatty() or "COLUMNS" in os.environ
+    return Console(file=target, highlight=False, markup=False, width=None if known else PIPE_WIDTH)
 
 
 def print_json(content: Any) -> None:

@@ -12,7 +12,7 @@ from refnorm._arrays import ulp_error
 from refnorm._checks import one_of, positive
 from refnorm._typing import AnyArray
 
-KINDS = ("value", "cotangents", "optimizer")
+KINDS = ("value", "cotangents", "optimizer", "fields")
 RULES = ("ulp", "ulp_of_largest", "relative", "relative_of_largest", "exact")
 
 
@@ -98,9 +98,10 @@ class GoldenCase:
         If given, the case is about ``function_vjp``: ``expected`` are the cotangents that its pullback
         returns for this cotangent (``None`` entries are left out).
     kind
-        ``"value"``, ``"cotangents"`` (implied by ``cotangent``) or ``"optimizer"``: ``function`` is a class
+        ``"value"``, ``"cotangents"`` (implied by ``cotangent``), ``"optimizer"``: ``function`` is a class
         built with ``options``; ``args`` are the start parameters and a list of gradients, one a step;
-        ``expected`` are the final parameters.
+        ``expected`` are the final parameters; or ``"fields"``: the result is a record or a dict that tells more than
+        its solution, and ``expected`` is a dict of those fields that count.
     """
 
     function: str
@@ -120,5 +121,5 @@ class GoldenCase:
 
     @property
     def target(self) -> str:
-        """The name that an implementation is looked up by: ``function``, or ``function_vjp`` for cotangents."""
+        """What is asked of an implementation, ``function`` or, for cotangents, ``function_vjp``."""
         return self.function + ("_vjp" if self.kind == "cotangents" else "")

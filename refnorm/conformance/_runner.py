@@ -183,7 +183,10 @@ def _call(case: GoldenCase, function: Callable[..., Any]) -> Any:
     if case.kind == "cotangents":
         _, pullback = function(*case.args, **options)
         return tuple(entry for entry in pullback(case.cotangent) if entry is not None)
-    return function(*case.args, **options)
+    result = function(*case.args, **options)
+    if case.kind == "fields":
+        return {name: result[name] if isinstance(result, Mapping) else getattr(result, name) for name in case.expected}
+    return result
 
 
 def _check(method: str, case: GoldenCase, function: Callable[..., Any]) -> Outcome:

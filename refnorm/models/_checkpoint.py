@@ -156,7 +156,9 @@ def _pooling(directory: Path) -> tuple[str, bool]:
         kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
         unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
         if unknown:
-            raise ModelError(f"{path}: expected modules Transformer, Pooling and Normalize, got {', '.join(unknown)}")
+            raise ModelError(
+                f"{path}: expected modules Transformer, Pooling and Normalize, got {', '.join(unknown):.80}"
+            )
         normalize = "Normalize" in kinds
         folder = next((str(m.get("path")) for m, k in zip(modules, kinds, strict=True) if k == "Pooling"), folder)
     path = directory / folder / "config.json"
@@ -165,7 +167,9 @@ def _pooling(directory: Path) -> tuple[str, bool]:
     content = _object(path)
     chosen = [name for name, on in content.items() if name.startswith("pooling_mode_") and on is True]
     if len(chosen) != 1 or chosen[0] not in POOLINGS:
-        raise ModelError(f"{path}: expected one of {', '.join(POOLINGS)} to be true, got {', '.join(chosen) or 'none'}")
+        raise ModelError(
+            f"{path}: expected one of {', '.join(POOLINGS)} to be true, got {', '.join(chosen) or 'none':.80}"
+        )
     return POOLINGS[chosen[0]], normalize
 
 

@@ -37,6 +37,7 @@ def test_commands_print_what_the_page_says(page, words, output, tmp_path, monkey
     from refnorm.conformance.__main__ import main as conformance
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     status = main(words[1:]) if words[0] == "refnorm" else conformance(words[3:])
     assert status == 0
     printed = capsys.readouterr().out

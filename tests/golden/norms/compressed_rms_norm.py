@@ -205,4 +205,16 @@ def cases():
             TORCH,
             cotangent=out.astype(dtype),
         )
+    # Halves, so that the sum of both branches is exact.
+    x, residual = (rng.integers(-9, 10, (3, 7)) / 2 for _ in range(2))
+    gain, bias = rng.standard_normal((2, 7))
+    add(
+        "add_rms_norm",
+        "sum of two branches",
+        (x, residual, gain, bias),
+        gain * exact_rms(x + residual, 1e-3) + bias,
+        Tolerance(4, "ulp_of_largest"),
+        MPMATH,
+        options={"eps": 1e-3},
+    )
     return found

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from refnorm.conformance import GoldenCase, Tolerance
-from refnorm.norms import EvoNormState
+from refnorm.norms import EvoNormState, Expression
 
 mpmath.mp.dps = 50
 TORCH = f"the formula under torch {torch.__version__.split('+')[0]} autograd, float64"
@@ -140,4 +140,28 @@ def cases():
     call = ("evonorm_s0", "affine only", (x, gain, bias, slope))
     add(*call, affine, limit, "by hand: gain x + bias", options={"nonlinearity": False})
     add(*call, sums, limit, "by hand: gain x + bias", options={"nonlinearity": False}, cotangent=cotangent)
+    # max(v0 x + v1, 0) tanh(x), over the channel's deviation: every node differentiated by autograd.
+    nodes = (("mul", (0, 2)), ("add", (4, 3)), ("max", (5, 1)), ("tanh", (0,)), ("mul", (6, 7)), ("instance_std", (0,)))
+    expression = Expression((*nodes, ("div", (8, 9))), 2)
+    x, v0, v1 = rng.standard_normal((2, 3, 2, 4)), *rng.standard_normal((2, 3))
+    leaves = [torch.tensor(a, requires_grad=True) for a in (x, v0, v1)]
+    gain, shift = (v.reshape(1, 3, 1, 1) for v in leaves[1:])
+    spread = (leaves[0].var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    value = torch.clamp(gain * leaves[0] + shift, min=0) * torch.tanh(leaves[0]) / spread
+    cotangent = rng.standard_normal(x.shape)
+    value.backward(torch.tensor(cotangent))
+    for more in (
+        {"expected": value.detach().numpy()},
+        {"expected": tuple(t.grad.numpy() for t in leaves), "cotangent": cotangent},
+    ):
+        found.append(
+            GoldenCase(
+                function="norms.evaluate_expression",
+                name="seven nodes",
+                args=(expression, x, v0, v1),
+                tolerance=Tolerance(1e-12, "relative_of_largest"),
+                source=f"torch {torch.__version__.split('+')[0]}, float64",
+                **more,
+            )
+        )
     return found

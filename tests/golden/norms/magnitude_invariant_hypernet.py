@@ -114,4 +114,8 @@ def cases():
         tolerance = Tolerance(1e-12, "relative_of_largest")
         add("hypernet", name, args, value.detach().numpy(), TORCH, tolerance, options=options)
         add("hypernet", name, args, (grads[0], dparams), TORCH, tolerance, options=options, cotangent=cotangent)
+    theta, shapes = np.arange(14.0).reshape(2, 7), {"weight": (2, 2), "bias": (3,)}
+    parts = {"weight": np.array([[[0.0, 1], [2, 3]], [[7, 8], [9, 10]]]), "bias": np.array([[4.0, 5, 6], [11, 12, 13]])}
+    add("unflatten", "two rows", (theta, shapes), parts, "by hand", Tolerance())
+    add("unflatten", "two rows", (theta, shapes), (theta,), "by hand: reading back", Tolerance(), cotangent=parts)
     return found

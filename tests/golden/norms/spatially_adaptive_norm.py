@@ -1,5 +1,7 @@
 """Truth for spatially adaptive normalization: hand calculations, SciPy, PyTorch in float64."""
 
+from dataclasses import make_dataclass
+
 import numpy as np
 import scipy.signal
 import torch
@@ -8,6 +10,8 @@ from torch.nn.functional import batch_norm, conv2d, group_norm, instance_norm, i
 from refnorm.conformance import GoldenCase, Tolerance
 
 TORCH = f"torch {torch.__version__.split('+')[0]}, float64"
+BLOCK = ["first", "first_weight", "first_bias", "second", "second_weight", "second_bias"]
+Block = make_dataclass("SpadeBlockParams", [*BLOCK, "time_weight", "shortcut_weight", "shortcut_bias"])
 NORMS = {
     "group": lambda x, groups: group_norm(x, groups, eps=1e-3),
     "batch": lambda x, groups: batch_norm(x, None, None, training=True, eps=1e-3),
@@ -21,6 +25,18 @@ def torch_spade(x, condition, w0, b0, w1, b1, w2, b2, norm="group", groups=2, ac
     hidden = activation(conv2d(condition, w0, b0, padding=1))
     gain, bias = conv2d(hidden, w1, b1, padding=1), conv2d(hidden, w2, b2, padding=1)
     return NORMS[norm](x, groups) * (1 + gain) + bias
+
+
+def torch_resblock(x, condition, params, time):
+    def half(h, name):
+        spade = torch_spade(h, condition, *params[name])
+        return conv2d(silu(spade), params[f"{name}_weight"], params[f"{name}_bias"], padding=1)
+
+    h = half(x, "first")
+    if time is not None:
+        h = h + (time @ params["time_weight"])[:, :, None, None]
+    straight = x if params["shortcut_weight"] is None else conv2d(x, params["shortcut_weight"], params["shortcut_bias"])
+    return straight + half(h, "second")
 
 
 def cases():
@@ -108,4 +124,36 @@ def cases():
     value.backward(torch.tensor(cotangent))
     add("zero_conv_add", "one by one", arrays, value.detach().numpy(), limit)
     add("zero_conv_add", "one by one", arrays, tuple(t.grad.numpy() for t in tensors), limit, cotangent=cotangent)
+    for outputs, time_features in ((4, 0), (6, 3)):
+        x, condition = rng.standard_normal((2, 4, 3, 4)), rng.standard_normal((2, 2, 3, 4))
+        time = rng.standard_normal((2, time_features)) if time_features else None
+        params = {}
+        for half, channels in (("first", 4), ("second", outputs)):
+            sizes = ((3, 2, 3, 3), (3,), (channels, 3, 3, 3), (channels,), (channels, 3, 3, 3), (channels,))
+            params[half] = tuple(rng.standard_normal(s) for s in sizes)
+            params[f"{half}_weight"] = rng.standard_normal((outputs, channels, 3, 3))
+            params[f"{half}_bias"] = rng.standard_normal(outputs)
+        params["time_weight"] = rng.standard_normal((time_features, outputs)) if time_features else None
+        wider = outputs != 4
+        params["shortcut_weight"] = rng.standard_normal((outputs, 4, 1, 1)) if wider else None
+        params["shortcut_bias"] = rng.standard_normal(outputs) if wider else None
+        block, leaves = Block(**params), []
+
+        def leaf(array, leaves=leaves):
+            if array is None:
+                return None
+            if isinstance(array, tuple):
+                return [leaf(part) for part in array]
+            leaves.append(torch.tensor(array, requires_grad=True))
+            return leaves[-1]
+
+        inputs = [leaf(array) for array in (x, condition)]
+        value = torch_resblock(*inputs, {name: leaf(array) for name, array in params.items()}, leaf(time))
+        cotangent = rng.standard_normal(value.shape)
+        value.backward(torch.tensor(cotangent))
+        args, options = (x, condition, block, time), {"groups": 2, "eps": 1e-3}
+        name = f"{outputs} channels, {time_features} features of time"
+        add("spade_resblock", name, args, value.detach().numpy(), limit, options=options)
+        grads = tuple(t.grad.numpy() for t in leaves)
+        add("spade_resblock", name, args, grads, limit, options=options, cotangent=cotangent)
     return found

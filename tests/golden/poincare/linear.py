@@ -32,6 +32,9 @@ def fully_connected(weight, bias, x, c):
 def cases():
     rng = np.random.default_rng(20210101)
     found = by_hand()
+    for n, m in ((2, 2), (2, 3), (3, 2)):
+        halves = np.array([[0.5 * (i == j) for j in range(m)] for i in range(n)])
+        found.append(GoldenCase("poincare.init_identity", f"{n} to {m}", (n, m), (halves, np.zeros(m)), "by hand"))
     for dtype in (np.float64, np.float32):
         limits = ball.LIMITS[dtype]
         for n, m, curvature in ((3, 4, 0.1), (2, 2, 1.0)):

@@ -40,6 +40,21 @@ def cases():
                 if kind == "mixed" and spread == 0.0:
                     weights = np.abs(weights)
                 found += exact(x, curvature, weights, f"{np.dtype(dtype).name}, {regime}, {kind} weights", rng)
+    for curvature in (1.0, 0.25):
+        # On a ray from the origin the ball is a line in the coordinate artanh(sqrt(c) x).
+        places = [mpmath.mpf(v) for v in ("0.2", "0.5", "1.1")]
+        x = np.array([[[float(mpmath.tanh(v) / mpmath.sqrt(curvature)), 0.0] for v in places]])
+        exact_places = [mpmath.atanh(mpmath.sqrt(curvature) * mpmath.mpf(float(v))) for v in x[0, :, 0]]
+        mean = mpmath.fsum(exact_places) / 3
+        spread = mpmath.fsum((2 * (v - mean)) ** 2 for v in exact_places) / 3 / curvature
+        middle = np.array([[float(mpmath.tanh(mean) / mpmath.sqrt(curvature)), 0.0]])
+        found.append(
+            GoldenCase(
+                "poincare.frechet_mean", f"three points on a ray, curvature {curvature:g}", (x, curvature),
+                {"x": middle, "variance": np.array([float(spread)])}, "mpmath, 50 digits: the mean of their distances from 0",
+                Tolerance(1e-11, "relative_of_largest"), {"tol": 1e-13}, kind="fields",
+            )
+        )  # fmt: skip
     return found + from_packages()
 
 

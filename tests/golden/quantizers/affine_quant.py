@@ -15,7 +15,13 @@ ULP = Tolerance(4, "ulp_of_largest")
 
 def cases():
     rng = np.random.default_rng(20240319)
-    return [*by_hand(), *layers(rng), fitted(rng), *four_bits(np.random.default_rng(4))]
+    return [
+        *by_hand(),
+        *layers(rng),
+        fitted(rng),
+        *four_bits(np.random.default_rng(4)),
+        *equivalent(np.random.default_rng(5)),
+    ]
 
 
 def by_hand():
@@ -218,3 +224,25 @@ def exact_8_bits(x, group_size):
             for k, value in enumerate(group):
                 x_hat[row][first + k] = float(round(127 * value / largest) * largest / 127)
     return x_hat
+
+
+def equivalent(rng):
+    """Gradients through the equivalent layer: x' = (x - shift) P^-1, weight' = P weight, bias' = bias + shift weight."""
+    found = []
+    for masked in (False, True):
+        arrays = [rng.standard_normal(s) for s in ((6, 4), (4, 3), (3,), (4, 4), (4,))]
+        arrays[3] += 4 * np.eye(4)
+        mask = np.tril(np.full((4, 4), 0.5)) + np.triu(np.ones((4, 4))) if masked else None
+        x, weight, bias, transform, shift = leaves = [torch.tensor(a, requires_grad=True) for a in arrays]
+        p = transform if mask is None else transform * torch.tensor(mask)
+        values = ((x - shift) @ torch.linalg.inv(p), p @ weight, bias + shift @ weight)
+        cotangents = tuple(rng.standard_normal(tuple(v.shape)) for v in values)
+        sum((torch.tensor(c) * v).sum() for c, v in zip(cotangents, values, strict=True)).backward()
+        found.append(
+            GoldenCase(
+                "quantizers.affine_equivalent", f"gradient, masked {masked}", tuple(arrays),
+                tuple(leaf.grad.numpy() for leaf in leaves), f"torch {torch.__version__.split('+')[0]}, float64: autograd",
+                Tolerance(1e-12, "relative_of_largest"), {"mask": mask}, cotangents,
+            )
+        )  # fmt: skip
+    return found

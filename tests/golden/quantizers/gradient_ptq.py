@@ -1,6 +1,7 @@
 """Truth for learned rounding: hand calculations, mpmath, exhaustive search, PyTorch in float64 (autograd, optimizers)."""
 
 import itertools
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -16,7 +17,7 @@ ULP = Tolerance(8, "ulp_of_largest")
 
 def cases():
     rng = np.random.default_rng(20230815)
-    return [*by_hand(), *sigmoids(rng), *quantized(rng), *fitted(rng), *powers(rng)]
+    return [*by_hand(), *sigmoids(rng), *quantized(rng), *fitted(rng), *powers(rng), slope()]
 
 
 def by_hand():
@@ -218,3 +219,13 @@ def powers(rng):
         )  # fmt: skip
     assert list(itertools.islice(errors, 1)) == [1.0]
     return found
+
+
+def slope():
+    """d/dh log((h + 0.1) / (1.1 - h)), the stretched sigmoid's inverse."""
+    h = np.array([0.0, 0.25, 0.5, 1.0])
+    expected = np.array([float(1 / (v + Fraction(1, 10)) + 1 / (Fraction(11, 10) - v)) for v in map(Fraction, h)])
+    # The double nearest to 1.1 is off by 4 units of 1.1 - 1.
+    source, tolerance = "by hand, Python's fractions", Tolerance(8, "ulp")
+    name = "quantizers.rectified_sigmoid_inverse"
+    return GoldenCase(name, "slope", (h,), (expected,), source, tolerance, cotangent=np.ones(4))

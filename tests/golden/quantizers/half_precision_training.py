@@ -22,7 +22,7 @@ TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 def cases():
     rng = np.random.default_rng(230519167)
     found = [*by_hand(), *rounding(rng), *products(rng), *layers(rng), *losses_and_steps(rng)]
-    return [*found, *stored_weights(rng)]
+    return [*found, *transposes(), *stored_weights(rng)]
 
 
 def by_hand():
@@ -235,3 +235,23 @@ def losses_and_steps(rng):
             GoldenCase("quantizers.sgd_lowp_step", f"{form}, decay", args, (stepped, None), source, options=options)
         )
     return found
+
+
+def transposes():
+    """Each of im2row and row2im is the other's transpose: the pullbacks are PyTorch's fold and unfold."""
+    rng, shape = np.random.default_rng(7), (2, 3, 5, 6)
+    geometry = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0)}
+    x = rng.standard_normal(shape)
+    columns = functional.unfold(torch.tensor(x), **geometry)
+    rows = columns.transpose(1, 2).reshape(-1, columns.shape[1]).numpy()
+    given = rng.standard_normal(rows.shape)
+    folded = functional.fold(torch.tensor(given).reshape(2, -1, rows.shape[1]).transpose(1, 2), shape[2:], **geometry)
+    options = {"stride": (2, 1), "padding": (1, 0)}
+    return [
+        GoldenCase(
+            "quantizers.im2row", "gradient", (x, (3, 2)), (folded.numpy(),), f"{VERSION}: fold", CLOSE, options, given
+        ),
+        GoldenCase(
+            "quantizers.row2im", "gradient", (given, shape, (3, 2)), (rows,), f"{VERSION}: unfold", CLOSE, options, x
+        ),
+    ]

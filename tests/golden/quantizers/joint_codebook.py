@@ -14,7 +14,7 @@ ULP = Tolerance(4, "ulp_of_largest")
 
 def cases():
     rng = np.random.default_rng(20230917)
-    return [*by_hand(), *clusters(rng), *mixtures(rng), *refitted(rng), *fitted(rng)]
+    return [*by_hand(), *clusters(rng), *mixtures(rng), *refitted(rng), *fitted(rng), folded()]
 
 
 def by_hand():
@@ -147,3 +147,11 @@ def fitted(rng):
             {"k": k, "n_groups": 1, "n_iter": steps, "learning_rates": (0.2, 0.05), "gradient": "exact"},
         )
     ]  # fmt: skip
+
+
+def folded():
+    """Neuron j of the folded layers is neuron permutation[j]: the gradient goes back there."""
+    args = (np.zeros((1, 3)), np.zeros((3, 1)), np.array([2, 0, 1]))
+    cotangent = (np.array([[1.0, 2.0, 3.0]]), np.array([[4.0], [5.0], [6.0]]))
+    expected = (np.array([[2.0, 3.0, 1.0]]), np.array([[5.0], [6.0], [4.0]]))
+    return GoldenCase("quantizers.fold_permutation", "gradient", args, expected, "by hand", cotangent=cotangent)

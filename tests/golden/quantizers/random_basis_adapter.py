@@ -37,7 +37,11 @@ def bases(key, shape, count, scale):
 
 def cases():
     rng = np.random.default_rng(20231004)
-    return [*one_number(), *networks(rng), *lora(rng)]
+    counts = [
+        GoldenCase("quantizers.parameter_count", "coefficients", ((64, 32),), np.array(70), "by hand: 40 + 30", options={"n_basis": (40, 30)}),
+        GoldenCase("quantizers.parameter_count", "factors", ((64, 32),), np.array(288), "by hand: 3 (64 + 32)", options={"rank": 3}),
+    ]  # fmt: skip
+    return [*one_number(), *networks(rng), *lora(rng), *counts]
 
 
 def one_number():

@@ -109,17 +109,25 @@ def differentiated(rng):
     for training in (True, False):
         x, gain, bias = (rng.standard_normal(s) for s in ((7, 3), (3,), (3,)))
         mean, deviation = rng.standard_normal(3), rng.random(3) + 0.5
-        leaf = torch.tensor(x)
+        leaf, torch_gain, torch_bias = leaves = [torch.tensor(a, requires_grad=True) for a in (x, gain, bias)]
         batch = leaf.mean(0)
         spread = (leaf - batch).abs().mean(0)
         used = (batch, spread) if training else (torch.tensor(mean), torch.tensor(deviation))
-        y = torch.tensor(gain) * (leaf - used[0]) / (used[1] + 1e-5) + torch.tensor(bias)
-        moved = (0.75 * mean + 0.25 * batch.numpy(), 0.75 * deviation + 0.25 * spread.numpy())
+        y = torch_gain * (leaf - used[0]) / (used[1] + 1e-5) + torch_bias
+        moved = (0.75 * mean + 0.25 * batch.detach().numpy(), 0.75 * deviation + 0.25 * spread.detach().numpy())
+        cotangent = np.cos(np.arange(21.0)).reshape(7, 3)
+        grads = tuple(g.numpy() for g in torch.autograd.grad(y, leaves, torch.tensor(cotangent), retain_graph=True))
         state = moved if training else (mean, deviation)
         found.append(
             GoldenCase(
                 "quantizers.l1_batch_norm", f"training {training}", (x, gain, bias, State(mean, deviation)),
-                (y.numpy(), *state), TORCH, CLOSE, {"training": training, "momentum": 0.25},
+                (y.detach().numpy(), *state), TORCH, CLOSE, {"training": training, "momentum": 0.25},
+            )
+        )  # fmt: skip
+        found.append(
+            GoldenCase(
+                "quantizers.l1_batch_norm", f"training {training}", (x, gain, bias, State(mean, deviation)),
+                grads, f"{TORCH}: autograd", CLOSE, {"training": training, "momentum": 0.25}, cotangent,
             )
         )  # fmt: skip
     for bits in (4, 7):

@@ -11,6 +11,7 @@ from refnorm.conformance import GoldenCase, Tolerance
 mpmath.mp.dps = 50
 TORCH = f"torch {torch.__version__.split('+')[0]}, float64"
 Params = make_dataclass("SulqParams", ["shift", "low", "high", "bits", "highest", "step"])
+Chosen = make_dataclass("SulqParams", ["shift", "low", "high", "bits", "levels"])
 Block = make_dataclass("FeedForward", ["gain", "bias", "inner_weight", "inner_bias", "outer_weight", "outer_bias"])
 
 
@@ -42,6 +43,16 @@ def by_hand():
         GoldenCase(
             "quantizers.sulq_matmul", "hand calculation", (np.array([[0, 3], [1, 2]]), np.array([[1.0], [2.0]]), hand),
             np.array([[2.0], [2.0]]), "by hand: decoded weights (0, 1) and (0, 1)",
+        ),
+        GoldenCase(
+            "quantizers.sulq_matmul", "hand calculation", (np.array([[0, 3], [1, 2]]), np.array([[1.0], [2.0]]), hand),
+            (np.array([[0.0], [3.0]]), ), "by hand: the decoded weights' columns (0, 0) and (1, 1)",
+            cotangent=np.array([[1.0], [2.0]]),
+        ),
+        GoldenCase("quantizers.sulq_fake_quantize", "hand calculation", (a, 1.0, hand), np.array([0.0, 0, 1, 1]), source),
+        GoldenCase(
+            "quantizers.sulq_calibrate", "one candidate", (np.array([0.0, 0.5, 1.0]),),
+            Chosen(1.0, 0.0, 1.0, 2, "b_bits"), "by hand: from log2 1 to log2 2", options={"bits": 2, "shifts": (1.0,)},
         ),
     ]  # fmt: skip
 

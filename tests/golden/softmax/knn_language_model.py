@@ -1,5 +1,7 @@
 """Truth for the nearest-neighbour language model: hand calculations, scikit-learn's search, PyTorch autograd, mpmath."""
 
+from dataclasses import make_dataclass
+
 import mpmath
 import numpy as np
 import sklearn
@@ -21,6 +23,9 @@ def torch_vote(scores, values, temperature, vocab):
         torch.logsumexp(log_share.masked_fill(torch.tensor(values != w), -torch.inf), dim=1) for w in range(vocab)
     ]
     return torch.stack(columns, dim=1)
+
+
+Index = make_dataclass("IVFIndex", ["keys", "centroids", "cells"])
 
 
 def cases():
@@ -131,4 +136,27 @@ def cases():
                     cotangent=cotangent,
                 )
     add("perplexity", "two tokens", (np.log(np.array([0.5, 0.125])),), np.array(4.0), Tolerance(4, "ulp"), "by hand")
+    keys = np.array([[0.0, 0], [1, 0], [10, 0], [11, 0]])
+    index = Index(keys, np.array([[0.5, 0], [10.5, 0]]), (np.array([0, 1]), np.array([2, 3])))
+    for name, options, scores, indices in (
+        ("one cell", {"k": 2, "n_probe": 1}, [[-4.0, -9.0]], [[1, 0]]),
+        ("one cell has too few", {"k": 3, "n_probe": 1}, [[-4.0, -9.0, -49.0]], [[1, 0, 2]]),
+        ("centroids for keys", {"k": 1, "n_probe": 2, "rescore": False}, [[-6.25]], [[0]]),
+    ):
+        found.append(
+            GoldenCase(
+                "softmax.ivf_search", name, (index, np.array([[3.0, 0]])), (np.array(scores), np.array(indices)),
+                "by hand: squared distances", options=options,
+            )
+        )  # fmt: skip
+    lm, near = (np.log(rng.dirichlet(np.ones(6))) for _ in range(2))
+    odds = [mpmath.exp(mpmath.mpf(b) - mpmath.mpf(a)) - 1 for a, b in zip(lm.tolist(), near.tolist(), strict=True)]
+    weight = mpmath.findroot(lambda w: mpmath.fsum(o / (1 + w * o) for o in odds), (0.01, 0.99), solver="anderson")
+    found.append(
+        GoldenCase(
+            "softmax.fit_interpolation", "six tokens", (lm, near), {"knn_weight": np.array(float(weight))},
+            "mpmath, 50 digits: root of the likelihood's derivative", Tolerance(1e-7, "relative"),
+            {"tol": 1e-12, "max_iter": 100_000}, kind="fields",
+        )
+    )  # fmt: skip
     return found

@@ -11,13 +11,19 @@ import torch
 from refnorm.conformance import GoldenCase, Tolerance
 
 # Both are imported at the top of ensemble_boxes for other functions; soft-NMS itself is plain NumPy.
+stubs = []
 for missing in ("numba", "pandas"):
     try:
         __import__(missing)
     except ImportError:
+        stubs.append(missing)
         sys.modules[missing] = ModuleType(missing)
         sys.modules[missing].jit = lambda *_, **__: lambda function: function
 from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float  # noqa: E402
+
+for stub in stubs:
+    # scikit-learn, which other makers use, would take it for the package.
+    del sys.modules[stub]
 
 mpmath.mp.dps = 50
 ENSEMBLE = f"ensemble-boxes {importlib.metadata.version('ensemble-boxes')}"
@@ -175,4 +181,11 @@ def cases():
                 options=options,
                 cotangent=g,
             )
+    inner = np.array([0.1, 0.29, 0.31, 0.9])
+    slope = [float(-4 * mpmath.mpf(v) * mpmath.exp(-2 * mpmath.mpf(v) ** 2)) for v in inner.tolist()]
+    for method, expected in (("gaussian", slope), ("linear", [0.0, 0, -1, -1]), ("hard", [0.0, 0, 0, 0])):
+        add(
+            "decay", f"slope, {method}", (inner,), (np.array(expected),), Tolerance(4, "ulp"),
+            "mpmath, 50 digits" if method == "gaussian" else "by hand", options={"method": method}, cotangent=np.ones(4),
+        )  # fmt: skip
     return found

@@ -179,6 +179,11 @@ def cases():
         "solve_temperature", "between the bounds", (rows,), (slopes,), Tolerance(1e-11, "relative_of_largest"),
         "mpmath, 50 digits: differences of the root", options={"radius": 0.6, "tol": 1e-14}, cotangent=dt,
     )  # fmt: skip
+    best = [float(exact_temperature([mpmath.mpf(float(v)) for v in row], mpmath.mpf(0.6))) for row in rows]
+    add(
+        "solve_temperature", "between the bounds", (rows,), {"temperature": np.array(best)}, Tolerance(1e-9, "relative"),
+        "mpmath, 50 digits: the root", options={"radius": 0.6, "tol": 1e-14}, kind="fields",
+    )  # fmt: skip
     add(
         "solve_temperature", "equal logits and a radius beyond log V", (np.array([[1.0, 1, 1], [3, 0, 0]]),), (np.zeros((2, 3)),),
         Tolerance(), "by hand: both at the lower bound", options={"radius": 1.2}, cotangent=np.ones(2),

@@ -166,6 +166,10 @@ def cases():
         "mpmath, 50 digits: differences of the root", options={"tol": 1e-14}, cotangent=np.array(1.0),
     )  # fmt: skip
     add(
+        "fit_inverse_temperature", "a root inside", (rows, chosen), {"inverse_temperature": np.array(float(exact_scale(exact, chosen)))},
+        Tolerance(1e-9, "relative"), "mpmath, 50 digits: the root", options={"tol": 1e-14}, kind="fields",
+    )  # fmt: skip
+    add(
         "fit_inverse_temperature", "every choice is best", (rows, rows.argmax(axis=1)), (np.zeros((4, 3)),), Tolerance(),
         "by hand: held at the end of the search", cotangent=np.array(1.0),
     )  # fmt: skip

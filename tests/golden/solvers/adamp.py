@@ -205,6 +205,11 @@ def cases():
                 source="mpmath, 50 digits",
             )
         )
+    # The rows of the first gradient are orthogonal to those of the weight; of the second only as a whole; of the third not.
+    weight = np.array([[1.0, 0.0], [0.0, 1.0]])
+    for view, grad in (("channel", [[0.0, 2], [3, 0]]), ("layer", [[1.0, 2], [3, -1]]), ("none", [[1.0, 2], [3, 1]])):
+        args, text = (weight, np.array(grad)), "by hand: row by row, and as one vector"
+        found.append(GoldenCase("solvers.which_view", view, args, view, text))
     return found
 
 

@@ -94,7 +94,26 @@ def cases():
                 source=TORCH,
             )
         )
+        plain = [torch.tensor(a, requires_grad=True) for a in (x, *(net.weight, net.bias, net.output, net.offset))]
+        u = torch.tanh(plain[0] @ plain[1].T + plain[2]) @ plain[3] + plain[4]
+        slopes = tuple(g.numpy() for g in torch.autograd.grad(u, plain, torch.tensor(cotangent)))
+        close = Tolerance(1e-13, "relative_of_largest")
+        found.append(
+            GoldenCase(
+                "solvers.tanh_net", **common, cotangent=cotangent, expected=slopes, tolerance=close, source=TORCH
+            )
+        )
         source = rng.standard_normal(3)
+        found.append(
+            GoldenCase(
+                function="solvers.poisson_residual",
+                name=f"{dimension} dimensions",
+                args=(x, net, source),
+                expected=-torch_laplacian(*tensors).detach().numpy() - source,
+                tolerance=Tolerance(1e-12, "relative_of_largest"),
+                source=TORCH,
+            )
+        )
         found.append(
             GoldenCase(
                 function="solvers.poisson_residual",

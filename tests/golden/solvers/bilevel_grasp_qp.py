@@ -1,5 +1,7 @@
 """Truth for the grasp program: hand calculations, the active-set solver quadprog, PyTorch with ``detach``."""
 
+from dataclasses import replace
+
 import numpy as np
 import quadprog
 import torch
@@ -145,4 +147,57 @@ def cases():
             "by hand",
         )
     )
+    p, n = contacts(rng, 4)
+    leaf = torch.tensor(n, requires_grad=True)
+    matrix = torch_matrix(torch.zeros(4, 3, dtype=torch.float64), leaf, (0.0, 0.0, 0.0), 1.0)
+    tangents = matrix[:, :3, 1], matrix[:, :3, 2]
+    cotangents = tuple(rng.standard_normal((4, 3)) for _ in range(2))
+    sum((torch.tensor(c) * t).sum() for c, t in zip(cotangents, tangents, strict=True)).backward()
+    source, close = f"{VERSION}: autograd", Tolerance(1e-12, "relative_of_largest")
+    found += [
+        GoldenCase(
+            "solvers.contact_frame", "tangents are orthogonal", (np.array([[1.0, 0, 0], [0, 1.0, 0]]),),
+            (np.array([[0.0, 1, 0], [0, 0, 1]]), np.array([[0.0, 0, 1], [1, 0, 0]])), "by hand",
+        ),
+        GoldenCase(
+            "solvers.contact_frame", "four contacts", (n,), tuple(t.detach().numpy() for t in tangents), VERSION, close
+        ),
+        GoldenCase("solvers.contact_frame", "four contacts", (n,), (leaf.grad.numpy(),), source, close, {}, cotangents),
+    ]  # fmt: skip
+    leaves = [torch.tensor(a, requires_grad=True) for a in (p, n)]
+    total = torch_matrix(*leaves, (0.1, 0.2, 0.3), 2.0)[:, :, 0].mean(0)
+    energy = total @ total
+    energy.backward()
+    options = {"center": (0.1, 0.2, 0.3), "length": 2.0}
+    grads = tuple(t.grad.numpy() for t in leaves)
+    found += [
+        GoldenCase(
+            "solvers.equal_force_energy", "four contacts", (p, n), energy.detach().numpy(), VERSION, close, options
+        ),
+        GoldenCase("solvers.equal_force_energy", "four contacts", (p, n), grads, source, close, options, np.array(1.0)),
+    ]
+    points, axes = leaves = [
+        torch.tensor(a, requires_grad=True) for a in (rng.standard_normal((4, 3)), np.array([1.0, 0.7, 0.5]))
+    ]
+    surface = points / (points / axes).norm(dim=1, keepdim=True)
+    steep = surface / axes**2
+    inward = -steep / steep.norm(dim=1, keepdim=True)
+    (torch.tensor(cotangents[0]) * surface + torch.tensor(cotangents[1]) * inward).sum().backward()
+    args = tuple(t.detach().numpy() for t in leaves)
+    grads = tuple(t.grad.numpy() for t in leaves)
+    found.append(GoldenCase("solvers.project_ellipsoid", "gradient", args, grads, source, close, {}, cotangents))
+    # min x^2 + x without an active bound: x = -g / h, so dh = g / h^2 and dg = -1 / h.
+    one = np.ones((1, 1))
+    found.append(
+        GoldenCase(
+            "solvers.solve_qp", "gradient without an active bound", (2 * one, np.ones(1), one, np.array([-5.0]), np.array([5.0])),
+            (0.25 * one, np.array([-0.5]), 0 * one, np.zeros(1), np.zeros(1)), "by hand", Tolerance(1e-9, "relative_of_largest"),
+            cotangent=np.ones(1),
+        )
+    )  # fmt: skip
+    found += [
+        replace(case, function="solvers.solve_qp_admm", expected={"x": case.expected}, kind="fields")
+        for case in found
+        if case.function == "solvers.solve_qp" and case.kind == "value"
+    ]
     return found

@@ -5,6 +5,8 @@ import numpy as np
 import scipy
 import scipy.sparse
 import scipy.sparse.linalg
+import sklearn
+from sklearn.linear_model import Lasso
 
 from refnorm.conformance import GoldenCase, Tolerance
 
@@ -175,4 +177,19 @@ def cases():
             source="mpmath: log(2 L distance / 0.75) / log(1 / 0.9)",
         )
     )
+    # With the identity as bound, the model falls by g_i^2 / 2 a coordinate: the largest gradients are best.
+    args = (np.array([1.0, -3.0, 0.5, 2.0]), np.eye(4), 2)
+    found.append(GoldenCase("solvers.greedy_quadratic_block", "identity", args, np.array([1, 3]), "by hand"))
+    lasso = np.random.default_rng(3)
+    matrix, target, penalty = lasso.standard_normal((12, 6)), lasso.standard_normal(12), 2.0
+    model = Lasso(alpha=penalty / 12, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(matrix, target)
+    assert 0 < np.count_nonzero(model.coef_) < 6
+    blocks = [np.arange(3), np.arange(3, 6)]
+    found.append(
+        GoldenCase(
+            "solvers.prox_bcd_l1", "two blocks", (matrix, target, penalty), {"x": model.coef_},
+            f"scikit-learn {sklearn.__version__}: Lasso", Tolerance(1e-8, "relative_of_largest"),
+            {"blocks": blocks, "tol": 1e-12, "max_iter": 10_000}, kind="fields",
+        )
+    )  # fmt: skip
     return found

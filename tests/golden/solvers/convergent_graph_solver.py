@@ -121,6 +121,21 @@ def cases():
             source="by hand: y = (8/7, 2/7); the first logit is clipped",
         )
     )
+    heads = np.random.default_rng(11)
+    for method in ("iterate", "direct"):
+        logits, b = heads.standard_normal((len(src), 2)), heads.standard_normal((n, 2))
+        found.append(
+            GoldenCase(
+                function="solvers.graph_fixed_point",
+                name=f"two heads, {method}",
+                args=(logits, b, src, dst),
+                options={"method": method, "tol": 1e-15},
+                expected={"x": exact_solution(logits, b, src, dst, 0.5)},
+                tolerance=Tolerance(1e-12, "relative_of_largest"),
+                source="mpmath, 50 digits: linear system",
+                kind="fields",
+            )
+        )
     found += networks(rng, src, dst, n, count)
     return found
 

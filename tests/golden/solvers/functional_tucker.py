@@ -69,6 +69,16 @@ def cases():
             source="by hand: 1/2 and 3/4",
         )
     )
+    found.append(
+        GoldenCase(
+            function="solvers.matern_sde",
+            name="the record of its arguments",
+            args=(1.5, 0.25),
+            expected={"smoothness": 1.5, "length_scale": 0.25, "variance": 1.0},
+            source="by hand",
+            kind="fields",
+        )
+    )
     for steps, r, smoothness in ((7, 1, 0.5), (9, 1, 1.5), (6, 3, 1.5), (1, 2, 0.5)):
         times = np.sort(rng.random(steps))
         root = rng.standard_normal((steps, r, r))
@@ -84,6 +94,15 @@ def cases():
             "source": "scikit-learn's Matern kernel, dense solution in mpmath",
         }
         found.append(GoldenCase(**common, expected=(matrix @ y.ravel()).reshape(y.shape)))
+        if smoothness == 1.5:
+            smoother = {
+                "function": "solvers.kalman_smoother",
+                "args": (times, y, noise, MaternSDE(smoothness, 0.4, 1.5)),
+                "options": {},
+                "expected": {"mean": (matrix @ y.ravel()).reshape(y.shape)},
+                "kind": "fields",
+            }
+            found.append(GoldenCase(**common | smoother))
         back = (matrix.T @ cotangent.ravel()).reshape(y.shape)
         found.append(GoldenCase(**common, cotangent=cotangent, expected=(back,)))
     return found

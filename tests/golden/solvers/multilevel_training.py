@@ -163,4 +163,31 @@ def cases():
             cotangent=douts,
         )
     )
+    plan = WidthPlan({"0": (None, ("average", pair)), "1": (("sum", pair), None)})
+    big, small = [np.array([[1.0, 3.0]]), np.array([[2.0], [4.0]])], [np.array([[2.0]]), np.array([[6.0]])]
+    found += [
+        GoldenCase("solvers.pair_scheme", "halves", (6,), ((0, 3), (1, 4), (2, 5)), "by hand"),
+        GoldenCase("solvers.pair_scheme", "neighbours", (6,), ((0, 1), (2, 3), (4, 5)), "by hand", options={"near": True}),
+        GoldenCase("solvers.pair_scheme", "heads of two", (8,), ((0, 4), (1, 5), (2, 6), (3, 7)), "by hand", options={"block": 2}),
+        # Transposes of averaging a pair of outputs and of adding a pair of inputs, and of their copies.
+        GoldenCase(
+            "solvers.coalesce", "two neurons by hand", (big, plan), ([np.array([[0.5, 0.5]]), np.array([[2.0], [2.0]])],),
+            "by hand", cotangent=[np.array([[1.0]]), np.array([[2.0]])],
+        ),
+        GoldenCase(
+            "solvers.decoalesce", "two neurons by hand", (small, plan), ([np.array([[3.0]]), np.array([[3.5]])],), "by hand",
+            cotangent=[np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]])],
+        ),
+    ]  # fmt: skip
+    layers, mix = [np.array([1.0, 2.0]), np.array([3.0, 4.0])], np.array([[0.25, 0.75]])
+    up = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    found += [
+        GoldenCase("solvers.coalesce_depth", "one of two", (layers, mix), [np.array([2.5, 3.5])], "by hand"),
+        GoldenCase("solvers.decoalesce_depth", "three of two", (layers, up), [layers[0], np.array([2.0, 3.0]), layers[1]], "by hand"),
+        GoldenCase(
+            "solvers.decoalesce_depth", "three of two", (layers, up),
+            ([np.array([1.0, 0.5]), np.array([0.0, 2.5])], np.array([[1.0, 3.0], [2.0, 4.0], [4.0, 8.0]])), "by hand: the transpose, and inner products",
+            cotangent=[np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([0.0, 2.0])],
+        ),
+    ]  # fmt: skip
     return found

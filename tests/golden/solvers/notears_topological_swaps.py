@@ -136,4 +136,16 @@ def cases():
             source="by hand: covariance 4 / 4",
         )
     )
+    found += [
+        GoldenCase("solvers.swap", "first and last", ([2, 0, 1], 2, 1), [1, 0, 2], "by hand"),
+        # In the order 1, 0, 2 the pairs (later, earlier) are (0, 1), (2, 0) and (2, 1).
+        GoldenCase(
+            "solvers.swap_candidates", "two of three",
+            (np.array([[0.0, 5, 9], [8, 0, 7], [4, 6, 0]]), [1, 0, 2], 2), [(2, 0), (0, 1)], "by hand: gradients 5, 4, 6",
+        ),
+        GoldenCase(
+            "solvers.threshold_graph", "entries at the threshold stay", (np.array([[0.0, 0.3], [-0.5, 0.29]]), 0.3),
+            np.array([[0.0, 0.3], [-0.5, 0.0]]), "by hand",
+        ),
+    ]  # fmt: skip
     return found

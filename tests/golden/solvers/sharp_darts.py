@@ -133,4 +133,20 @@ def cases():
             }
             found.append(GoldenCase(**common, expected=value))
             found.append(GoldenCase(**common, cotangent=cotangent, expected=grads))
+    logits = np.array([[0.0, 1.0, 3.0], [2.0, 1.0, 9.0], [1.0, 1.0, 1.0]])
+    found += [
+        GoldenCase("solvers.discretize", "strongest", (logits,), np.array([2, 2, 0]), "by hand"),
+        GoldenCase("solvers.discretize", "without the last", (logits,), np.array([1, 0, 0]), "by hand", options={"excluded": (2,)}),
+        GoldenCase(
+            "solvers.strongest_edges", "two of three", (logits,), (np.array([0, 1]), np.array([2, 2])),
+            "by hand: probabilities 0.84, 1.00, 0.33",
+        ),
+        GoldenCase(
+            "solvers.strongest_edges", "without the last operation", (logits,), (np.array([0, 2]), np.array([1, 0])),
+            "by hand: probabilities 0.11, 0.001, 0.33", options={"excluded": (2,)},
+        ),
+        GoldenCase(
+            "solvers.hypercuboid_options", "two by two", (((3, 5), (1, 2)),), [(3, 1), (3, 2), (5, 1), (5, 2)], "by hand"
+        ),
+    ]  # fmt: skip
     return found
