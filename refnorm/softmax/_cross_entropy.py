@@ -16,6 +16,7 @@ import numpy as np
 
 from refnorm import _checks
 from refnorm._typing import AnyArray, Array, F, IntArray, Method, Pullback
+from refnorm.softmax._two_pass import _chosen
 
 METHOD = Method(
     title="Log-softmax, log-sum-exp and cross-entropy",
@@ -30,7 +31,7 @@ METHOD = Method(
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-def log_softmax(x: Array[F], *, axis: int = -1) -> Array[F]:
+def log_softmax(x: Array[F], *, axis: int = -1, where: AnyArray | None = None, temperature: float = 1.0) -> Array[F]:
     """Logarithm of softmax, exact also where softmax itself is 0 or rounds to 1.
 
     Parameters
@@ -39,6 +40,10 @@ def log_softmax(x: Array[F], *, axis: int = -1) -> Array[F]:
         Logits.
     axis : int
         The axis along which the exponentials of the result sum to 1.
+    where : boolean array, broadcastable to the shape of ``x``, optional
+        True for the entries that take part. The others are not read; their result is ``-inf``.
+    temperature : float > 0
+        The logits are ``x / temperature``.
 
     Returns
     -------
@@ -48,14 +53,16 @@ def log_softmax(x: Array[F], *, axis: int = -1) -> Array[F]:
     Raises
     ------
     TypeError
-        If ``x`` is neither float32 nor float64.
+        If ``x`` is neither float32 nor float64, or ``where`` is not boolean.
     ValueError
-        If the axis does not exist or is empty.
+        If the axis does not exist or is empty, ``where`` does not broadcast to the shape of ``x``, or
+        ``temperature`` is not a finite number > 0.
 
     Notes
     -----
     ``z_i = x_i - log(sum_j exp(x_j))``. An entry ``-inf`` stays ``-inf``. A row that holds NaN or
-    ``inf``, or nothing but ``-inf``, is NaN everywhere.
+    ``inf``, or nothing but ``-inf``, is NaN everywhere. Entries left out by ``where`` are ``-inf`` in every
+    row, and pass no gradient on; a row in which nothing takes part is ``-inf`` everywhere.
 
     References
     ----------
@@ -68,27 +75,44 @@ def log_softmax(x: Array[F], *, axis: int = -1) -> Array[F]:
     array([-2.4076, -1.4076, -0.4076])
     >>> log_softmax(np.array([0.0, 50.0]))  # the second entry is -exp(-50), not 0
     array([-5.00000000e+01, -1.92874985e-22])
+    >>> log_softmax(np.array([0.0, 2.0, 0.0]), where=np.array([True, False, True])).round(4)
+    array([-0.6931,    -inf, -0.6931])
     """
-    return log_softmax_vjp(x, axis=axis)[0]
+    return log_softmax_vjp(x, axis=axis, where=where, temperature=temperature)[0]
 
 
-def log_softmax_vjp(x: Array[F], *, axis: int = -1) -> tuple[Array[F], Pullback]:
+def log_softmax_vjp(
+    x: Array[F], *, axis: int = -1, where: AnyArray | None = None, temperature: float = 1.0
+) -> tuple[Array[F], Pullback]:
     """Return :func:`log_softmax` and its pullback ``dz -> (dx,)``.
 
     Parameters, errors and references are those of :func:`log_softmax`.
     """
     x, last = _rows(x, axis)
-    z = np.moveaxis(_log_softmax_and_sum(np.moveaxis(x, last, -1))[0], -1, last)
+    chosen = _chosen(where, x.shape)
+    logits = _fenced(x, chosen)
+    z = np.moveaxis(_log_softmax_and_sum(np.moveaxis(logits, last, -1), temperature)[0], -1, last)
+    if chosen is not None:
+        z = np.where(chosen, z, -np.inf)
 
     def pullback(dz: Array[F]) -> tuple[Array[F]]:
+        if chosen is not None:
+            dz = np.where(chosen, dz, 0)  # an entry left out is -inf whatever happens
         # dz_i/dx_j = [i = j] - y_j: whatever is asked of the row in total is paid in proportion to y.
         dx = dz - np.exp(z) * _wide(dz).sum(axis=last, keepdims=True)
-        return (dx.astype(x.dtype),)
+        return (_through(dx, chosen, temperature).astype(x.dtype),)
 
     return np.ascontiguousarray(z.astype(x.dtype)), pullback
 
 
-def logsumexp(x: Array[F], *, axis: int = -1, keepdims: bool = False) -> Array[F]:
+def logsumexp(
+    x: Array[F],
+    *,
+    axis: int = -1,
+    keepdims: bool = False,
+    where: AnyArray | None = None,
+    temperature: float = 1.0,
+) -> Array[F]:
     """Logarithm of the sum of exponentials, without overflow.
 
     Parameters
@@ -98,6 +122,10 @@ def logsumexp(x: Array[F], *, axis: int = -1, keepdims: bool = False) -> Array[F
         The axis that is summed.
     keepdims : bool
         Keep it in the result with length 1.
+    where : boolean array, broadcastable to the shape of ``x``, optional
+        True for the entries that are summed; the others are not read.
+    temperature : float > 0
+        The exponents are ``x / temperature``; the result is not multiplied by it.
 
     Returns
     -------
@@ -106,37 +134,47 @@ def logsumexp(x: Array[F], *, axis: int = -1, keepdims: bool = False) -> Array[F
     Raises
     ------
     TypeError
-        If ``x`` is neither float32 nor float64.
+        If ``x`` is neither float32 nor float64, or ``where`` is not boolean.
     ValueError
-        If the axis does not exist or is empty.
+        If the axis does not exist or is empty, ``where`` does not broadcast to the shape of ``x``, or
+        ``temperature`` is not a finite number > 0.
 
     Notes
     -----
     ``inf`` in a row gives ``inf``, NaN gives NaN, nothing but ``-inf`` gives ``-inf``; the pullback of
-    such a row is NaN, like its softmax.
+    such a row is NaN, like its softmax. The sum over nothing has the logarithm ``-inf``; entries that are left
+    out get the gradient 0.
 
     Examples
     --------
     >>> float(logsumexp(np.array([1000.0, 1001.0, 1002.0])).round(6))
     1002.407606
     """
-    return logsumexp_vjp(x, axis=axis, keepdims=keepdims)[0]
+    return logsumexp_vjp(x, axis=axis, keepdims=keepdims, where=where, temperature=temperature)[0]
 
 
-def logsumexp_vjp(x: Array[F], *, axis: int = -1, keepdims: bool = False) -> tuple[Array[F], Pullback]:
+def logsumexp_vjp(
+    x: Array[F],
+    *,
+    axis: int = -1,
+    keepdims: bool = False,
+    where: AnyArray | None = None,
+    temperature: float = 1.0,
+) -> tuple[Array[F], Pullback]:
     """Return :func:`logsumexp` and its pullback ``dlse -> (dx,)``.
 
     Parameters and errors are those of :func:`logsumexp`.
     """
     x, last = _rows(x, axis)
-    z, total = _log_softmax_and_sum(np.moveaxis(x, last, -1))
+    chosen = _chosen(where, x.shape)
+    z, total = _log_softmax_and_sum(np.moveaxis(_fenced(x, chosen), last, -1), temperature)
     value = np.moveaxis(total, -1, last) if keepdims else total[..., 0]
 
     def pullback(dlse: Array[F]) -> tuple[Array[F]]:
         # d lse / dx_j = y_j = exp(z_j)
         along = dlse if keepdims else np.expand_dims(dlse, last)
         dx = along * np.moveaxis(np.exp(z), -1, last)
-        return (dx.astype(x.dtype),)
+        return (_through(dx, chosen, temperature).astype(x.dtype),)
 
     return np.asarray(value.astype(x.dtype)), pullback
 
@@ -313,20 +351,32 @@ def _wide(x: AnyArray) -> AnyArray:
     return np.asarray(x).astype(np.result_type(x, np.float64), copy=False)
 
 
-def _log_softmax_and_sum(x: AnyArray) -> tuple[AnyArray, AnyArray]:
+def _fenced(x: AnyArray, chosen: AnyArray | None) -> AnyArray:
+    return x if chosen is None else np.where(chosen, x, x.dtype.type(-np.inf))
+
+
+def _through(dx: AnyArray, chosen: AnyArray | None, temperature: float) -> AnyArray:
+    """The cotangent of the logits as that of ``x``."""
+    if temperature != 1:
+        dx = dx / temperature
+    return dx if chosen is None else np.where(chosen, dx, 0)
+
+
+def _log_softmax_and_sum(x: AnyArray, temperature: float = 1.0) -> tuple[AnyArray, AnyArray]:
     """Log-softmax and log-sum-exp (with its axis kept) over the last axis, in float64."""
+    _checks.positive(temperature, "temperature")
     x = np.ascontiguousarray(_wide(x))
     at = x.real.argmax(axis=-1, keepdims=True)
     largest = np.take_along_axis(x, at, axis=-1)
     usable = np.isfinite(largest)
     anchor = np.where(usable, largest, 0)
     with np.errstate(over="ignore", invalid="ignore"):
-        shifted = x - anchor
+        shifted = (x - anchor) / temperature
         terms = np.exp(shifted)
         np.put_along_axis(terms, at, 0, axis=-1)
         log_rest = np.log1p(terms.sum(axis=-1, keepdims=True))
         z = np.where(usable, shifted - log_rest, np.nan)
-        total = np.where(usable, anchor + log_rest, largest)
+        total = np.where(usable, anchor / temperature + log_rest, largest)
     return z, total
 
 

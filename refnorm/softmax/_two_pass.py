@@ -330,7 +330,14 @@ def _pair(pairs: ExtExp, name: str, *, min_ndim: int = 0) -> ExtExp:
     return ExtExp(mantissa, exponent)
 
 
-def softmax(x: Array[F], *, axis: int = -1, algorithm: str = "two_pass") -> Array[F]:
+def softmax(
+    x: Array[F],
+    *,
+    axis: int = -1,
+    algorithm: str = "two_pass",
+    where: AnyArray | None = None,
+    temperature: float = 1.0,
+) -> Array[F]:
     """Exponentials of the entries, divided by their sum.
 
     Parameters
@@ -342,6 +349,10 @@ def softmax(x: Array[F], *, axis: int = -1, algorithm: str = "two_pass") -> Arra
     algorithm : {"two_pass", "three_pass_recompute", "three_pass_reload", "online"}
         ``"two_pass"`` computes in float64 and rounds once. The other three are the paper's comparison;
         they compute in the dtype of ``x`` and lose the digits that ``x - max(x)`` rounds off.
+    where : boolean array, broadcastable to the shape of ``x``, optional
+        True for the entries that take part. The others are not read; their result is 0.
+    temperature : float > 0
+        The logits are ``x / temperature``: below 1 the largest entries gain, above 1 all become more alike.
 
     Returns
     -------
@@ -350,14 +361,18 @@ def softmax(x: Array[F], *, axis: int = -1, algorithm: str = "two_pass") -> Arra
     Raises
     ------
     TypeError
-        If ``x`` is neither float32 nor float64.
+        If ``x`` is neither float32 nor float64, or ``where`` is not boolean.
     ValueError
-        If the axis does not exist or is empty, or the algorithm is unknown.
+        If the axis does not exist or is empty, the algorithm is unknown, ``where`` does not broadcast to the
+        shape of ``x``, or ``temperature`` is not a finite number > 0.
 
     Notes
     -----
     ``y_i = exp(x_i) / sum_j exp(x_j)``. An entry ``-inf`` is masked: its result is 0. A row that holds
     NaN or ``inf``, or nothing but ``-inf``, is NaN everywhere, and no other row is affected.
+
+    ``where`` differs from ``-inf`` in one case: a row in which nothing takes part is 0 everywhere, as a query
+    that may attend to nothing, and so is its gradient. In a row that is NaN the entries left out are still 0.
 
     References
     ----------
@@ -368,11 +383,20 @@ def softmax(x: Array[F], *, axis: int = -1, algorithm: str = "two_pass") -> Arra
     --------
     >>> softmax(np.array([1000.0, 1001.0, 1002.0])).round(4)
     array([0.09  , 0.2447, 0.6652])
+    >>> softmax(np.array([1.0, 2.0, 3.0]), where=np.array([True, False, True]), temperature=2.0).round(4)
+    array([0.2689, 0.    , 0.7311])
     """
-    return softmax_vjp(x, axis=axis, algorithm=algorithm)[0]
+    return softmax_vjp(x, axis=axis, algorithm=algorithm, where=where, temperature=temperature)[0]
 
 
-def softmax_vjp(x: Array[F], *, axis: int = -1, algorithm: str = "two_pass") -> tuple[Array[F], Pullback]:
+def softmax_vjp(
+    x: Array[F],
+    *,
+    axis: int = -1,
+    algorithm: str = "two_pass",
+    where: AnyArray | None = None,
+    temperature: float = 1.0,
+) -> tuple[Array[F], Pullback]:
     """Return :func:`softmax` and its pullback ``dy -> (dx,)``.
 
     Parameters, errors and references are those of :func:`softmax`.
@@ -381,19 +405,57 @@ def softmax_vjp(x: Array[F], *, axis: int = -1, algorithm: str = "two_pass") -> 
     last = _checks.axes((axis,), x.ndim)[0]
     _checks.not_empty(x, "x", (last,))
     _checks.one_of(algorithm, "algorithm", tuple(_ALGORITHMS))
-    y = np.moveaxis(_ALGORITHMS[algorithm](np.ascontiguousarray(np.moveaxis(x, last, -1))), -1, last)
+    chosen = _chosen(where, x.shape)
+    _checks.positive(temperature, "temperature")
+    logits: AnyArray = x if chosen is None else np.where(chosen, x, x.dtype.type(-np.inf))
+    if temperature != 1:
+        logits = _tempered(logits, last, temperature, wide=algorithm == "two_pass")
+    y = np.moveaxis(_ALGORITHMS[algorithm](np.ascontiguousarray(np.moveaxis(logits, last, -1))), -1, last)
+    if chosen is not None:
+        y = np.where(chosen, y, 0)  # a row in which nothing takes part has become NaN
     largest = np.expand_dims(y.real.argmax(axis=last), last)
 
     def pullback(dy: Array[F]) -> tuple[Array[F]]:
+        if chosen is not None:
+            dy = np.where(chosen, dy, 0)  # an entry left out is 0 whatever happens
         # dy_i/dx_j = y_i ([i = j] - y_j): the cotangent loses its y-weighted mean, because adding one
         # number to all logits changes nothing, and what is left is scaled by y. For the same reason any
         # number may first be taken off the cotangent. Its entry at the largest y is the right one: the
         # term that would cancel when that y is nearly 1 is then exactly 0.
         relative = dy - np.take_along_axis(np.asarray(dy), largest, axis=last)
-        dx: Array[F] = y * (relative - (relative * y).sum(axis=last, keepdims=True))
+        dx: AnyArray = y * (relative - (relative * y).sum(axis=last, keepdims=True))
+        if temperature != 1:
+            dx = dx / temperature
+        if chosen is not None:
+            dx = np.where(chosen, dx, 0)
         return (dx.astype(x.dtype),)
 
     return np.ascontiguousarray(y.astype(x.dtype)), pullback
+
+
+def _chosen(where: AnyArray | None, shape: tuple[int, ...]) -> AnyArray | None:
+    """The checked ``where`` at full shape (a view), or ``None`` for all entries."""
+    if where is None:
+        return None
+    where = np.asarray(where)
+    if where.dtype != np.bool_:
+        _checks.fail_type("where", "a boolean array (True: takes part)", f"dtype {where.dtype}")
+    try:
+        return np.broadcast_to(where, shape)
+    except ValueError:
+        _checks.fail("where", f"a shape that broadcasts to {shape}", where.shape)
+
+
+def _tempered(x: AnyArray, axis: int, temperature: float, *, wide: bool) -> AnyArray:
+    """Logits whose softmax is that of ``x / temperature``, in float64 if ``wide``, else in the dtype of ``x``."""
+    if wide:
+        x = x.astype(np.result_type(x.dtype, np.float64), copy=False)
+    # Adding one number to all logits changes nothing: taken off before the division, the largest cannot overflow,
+    # and in float64 the difference of float32 entries is exact or far below the last digit.
+    largest = x.real.max(axis=axis, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        shifted: AnyArray = (x - np.where(np.isfinite(largest), largest, 0)) / x.real.dtype.type(temperature)
+    return shifted
 
 
 def _two_pass(x: AnyArray) -> AnyArray:

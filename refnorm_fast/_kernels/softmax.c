@@ -46,6 +46,47 @@ RN_INLINE vf64 stable_log(vf64 x) { return vf64_copysign(vf64_log1p_positive(vf6
 static double stable_one(double x) { return x >= 0 ? 1 + x : 1 / (1 - x); }
 static double stable_log_one(double x) { return copysign(log1p(fabs(x)), x); }
 
+/* Lanes whose byte is not 0. */
+typedef uint8_t bytes_f32 __attribute__((vector_size(VF32)));
+typedef uint8_t bytes_f64 __attribute__((vector_size(VF64)));
+RN_INLINE vi32 mask_at_f32(const uint8_t *mask) {
+#if VEC_AVX512
+    return (vi32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)mask)) != 0;
+#elif VEC_AVX2
+    return (vi32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)mask)) != 0;
+#else
+    bytes_f32 bytes;
+    memcpy(&bytes, mask, sizeof bytes);
+    return __builtin_convertvector(bytes, vi32) != 0;
+#endif
+}
+RN_INLINE vi64 mask_at_f64(const uint8_t *mask) {
+#if VEC_AVX512
+    return (vi64)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)mask)) != 0;
+#elif VEC_AVX2
+    int32_t bytes;
+    memcpy(&bytes, mask, sizeof bytes);
+    return (vi64)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes)) != 0;
+#else
+    bytes_f64 bytes;
+    memcpy(&bytes, mask, sizeof bytes);
+    return __builtin_convertvector(bytes, vi64) != 0;
+#endif
+}
+/* The same of `count` <= lanes bytes; the other lanes are left out. */
+RN_INLINE vi32 mask_part_f32(const uint8_t *mask, size_t count) {
+    uint8_t bytes[VF32] = {0};
+    if (count == VF32) return mask_at_f32(mask);
+    for (size_t i = 0; i < count; i++) bytes[i] = mask[i];
+    return mask_at_f32(bytes);
+}
+RN_INLINE vi64 mask_part_f64(const uint8_t *mask, size_t count) {
+    uint8_t bytes[VF64] = {0};
+    if (count == VF64) return mask_at_f64(mask);
+    for (size_t i = 0; i < count; i++) bytes[i] = mask[i];
+    return mask_at_f64(bytes);
+}
+
 /* Rows of at most this many bytes are held in cache between the passes: reloading their exponentials is cheaper than
  * computing them twice. */
 #define RELOAD_BYTES ((size_t)160 << 10)
@@ -88,6 +129,8 @@ static double stable_log_one(double x) { return copysign(log1p(fabs(x)), x); }
     .softmax_from_stats_columns_##s = softmax_from_stats_columns_##s,                                           \
     .softmax_backward_columns_##s = softmax_backward_columns_##s,                                               \
     .log_softmax_backward_columns_##s = log_softmax_backward_columns_##s,                                       \
+    .softmax_where_##s = softmax_where_##s, .softmax_backward_where_##s = softmax_backward_where_##s,           \
+    .log_softmax_where_##s = log_softmax_where_##s, .from_stats_where_##s = from_stats_where_##s,               \
     .stable_s_##s = stable_s_##s, .stable_s_backward_##s = stable_s_backward_##s,                               \
     .stablemax_##s = stablemax_##s, .log_stablemax_##s = log_stablemax_##s,                                     \
     .stablemax_backward_##s = stablemax_backward_##s, .log_stablemax_backward_##s = log_stablemax_backward_##s, \

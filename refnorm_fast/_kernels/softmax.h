@@ -20,6 +20,14 @@ typedef struct {
     double largest, scale, total, log_sum;
 } rn_stable_stats;
 
+/* Which entries of a row take part, and what they are divided by. mask: NULL for all of them, or a byte an entry, 0: left
+ * out; a row's bytes begin at mask + at[row], or at mask + row * length if at is NULL. 2^-60 <= temperature <= 2^60. */
+typedef struct {
+    const uint8_t *mask;
+    const int64_t *at;
+    double temperature;
+} rn_where;
+
 #define RN_SOFTMAX_FUNCTIONS(T, suffix)                                                                              \
     /* y = softmax(x). RN_TWO_PASS takes the reload form for rows that stay in cache. 0, or -1: no memory. */       \
     int (*softmax_##suffix)(const T *x, size_t stride, T *y, size_t rows, size_t length, int algorithm);            \
@@ -61,6 +69,16 @@ typedef struct {
     int (*softmax_backward_columns_##suffix)(const T *y, const T *g, T *dx, size_t outer, size_t length, size_t inner); \
     int (*log_softmax_backward_columns_##suffix)(const T *x, const T *g, T *dx, size_t outer, size_t length,         \
                                                  size_t inner, const double *largest, const double *log_sum);        \
+    /* The same over the entries left in, of x / temperature: the results of entries left out are 0 (-inf for logarithms). \
+     * log(sum(exp(x / temperature))) = largest / temperature + log_sum; z, largest and log_sum may be NULL. */      \
+    int (*softmax_where_##suffix)(const T *x, size_t stride, const rn_where *where, T *y, size_t rows, size_t length); \
+    void (*softmax_backward_where_##suffix)(const T *y, const T *g, const rn_where *where, T *dx, size_t rows,       \
+                                            size_t length);                                                          \
+    void (*log_softmax_where_##suffix)(const T *x, size_t stride, const rn_where *where, T *z, size_t rows,          \
+                                       size_t length, double *largest, double *log_sum);                             \
+    /* out = factor / temperature softmax, or, if g is not NULL, (g - softmax sum(g)) / temperature */               \
+    void (*from_stats_where_##suffix)(const T *x, size_t stride, const T *g, const rn_where *where, T *out, size_t rows, \
+                                      size_t length, const double *largest, const double *log_sum, const double *factor); \
     /* s(x) = 1 + x, or 1 / (1 - x) below 0, of `count` entries; dx = g s'(x) */                                     \
     void (*stable_s_##suffix)(const T *x, T *y, size_t count);                                                       \
     void (*stable_s_backward_##suffix)(const T *x, const T *g, T *dx, size_t count);                                 \

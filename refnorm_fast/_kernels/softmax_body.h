@@ -115,20 +115,73 @@ static N(scaling) N(scaling_for)(T largest, int subtract) {
     return s;
 }
 
+/* e^(x / temperature): x is reduced by multiples of temperature ln2, which is as exact as by ln2, and only the remainder is
+ * divided. The division of x itself would round off what a large x / temperature has behind its binary point. */
+typedef struct {
+    T per; /* log2(e) / temperature */
+    T high, low; /* temperature ln2 */
+    T inverse, inverse_low; /* 1 / temperature */
+    double step, over; /* the same in float64, for float32 without FMA */
+} N(tempered);
+
+static N(tempered) N(tempered_for)(double temperature) {
+    N(tempered) b;
+    b.step = temperature * 0x1.62e42fefa39efp-1, b.over = 1.0 / temperature;
+    b.per = (T)(0x1.71547652b82fep+0 / temperature);
+    b.inverse = (T)b.over;
+#if WIDE
+    /* as in vf64_exp_reduce the high part has 21 trailing zeros */
+    double rest = fma(temperature, 0x1.62e42fefa39efp-1, -b.step) + temperature * 0x1.abc9e3b39803fp-56;
+    uint64_t bits;
+    memcpy(&bits, &b.step, sizeof bits);
+    bits &= ~(uint64_t)0x1fffff;
+    memcpy(&b.high, &bits, sizeof bits);
+    b.low = (b.step - b.high) + rest;
+    b.inverse_low = fma(-b.inverse, temperature, 1.0) * b.over;
+#else
+    b.high = (T)b.step;
+    b.low = (T)(b.step - (double)b.high);
+    b.inverse_low = (T)(b.over - (double)b.inverse);
+#endif
+    return b;
+}
+
+/* t = x / temperature - n ln2; EXACT: t + *low */
+RN_INLINE VT N(reduce_tempered)(VT x, VT n, const N(tempered) *b, VT *low, int EXACT) {
+#if !VEC_HAS_FMA && !WIDE
+    vf64 first = (vf64_low(x) - vf64_low(n) * b->step) * b->over, second = (vf64_high(x) - vf64_high(n) * b->step) * b->over;
+    vf32 t = vf32_from_vf64(first, second);
+    if (EXACT) *low = vf32_from_vf64(first - vf64_low(t), second - vf64_high(t));
+    return t;
+#else
+    VT inverse = V(set)(b->inverse), inverse_low = V(set)(b->inverse_low);
+    VT exact = V(fma)(n, V(set)(-b->high), x), r = V(fma)(n, V(set)(-b->low), exact);
+    VT t = V(fma)(r, inverse, r * inverse_low);
+    if (EXACT) {
+        VT lost = V(fma)(n, V(set)(-b->low), exact - r);
+        *low = V(fma)(r, inverse, -t) + V(fma)(r, inverse_low, lost * inverse);
+    }
+    return t;
+#endif
+}
+
 /* e^x scaled = (1 + p) * power, for WAYS vectors at once: one stage of all of them after the other, since a processor's
  * scheduler does not look far enough ahead to overlap whole chains. 1 + p is left to the caller to add up, because
  * rounding it is the largest error of all. What remains is the rounding of p and that of t, each a quarter of the unit 2^-24
- * (2^-53). EXACT leaves p as an unevaluated sum *p + *rest with neither. */
+ * (2^-53). EXACT leaves p as an unevaluated sum *p + *rest with neither. `base`: NULL, or e^(x / temperature) instead. */
 #define WAYS 4
-RN_INLINE void N(exp_parts_each)(const VT *entries, const VT *floor, const VI *offset, VT *p, VT *rest, VT *power, int count,
-                                 int EXACT) {
+RN_INLINE void N(exp_parts_each)(const VT *entries, const VT *floor, const VI *offset, const N(tempered) *base, VT *p,
+                                 VT *rest, VT *power, int count, int EXACT) {
     VT x[WAYS], n[WAYS], t[WAYS], low[WAYS], t2[WAYS];
     for (int k = 0; k < count; k++) x[k] = V(max)(floor[k], entries[k]); /* NaN passes: it is the second */
-    for (int k = 0; k < count; k++) n[k] = V(exp_exponent)(x[k]);
+    for (int k = 0; k < count; k++)
+        n[k] = base ? V(fma)(x[k], V(set)(base->per), V(set)(MAGIC)) : V(exp_exponent)(x[k]);
     for (int k = 0; k < count; k++) power[k] = (VT)((((VI)n[k]) + offset[k]) << MANTISSA_BITS);
     for (int k = 0; k < count; k++) n[k] -= MAGIC;
     for (int k = 0; k < count; k++)
-        t[k] = EXACT ? V(exp_reduce_pair)(x[k], n[k], &low[k]) : V(exp_reduce)(x[k], n[k]);
+        t[k] = base    ? N(reduce_tempered)(x[k], n[k], base, &low[k], EXACT)
+               : EXACT ? V(exp_reduce_pair)(x[k], n[k], &low[k])
+                       : V(exp_reduce)(x[k], n[k]);
     for (int k = 0; k < count; k++) t2[k] = t[k] * t[k];
     for (int k = 0; k < count; k++) p[k] = V(expm1_factor)(t[k], t2[k]);
     for (int k = 0; k < count; k++) {
@@ -141,11 +194,25 @@ RN_INLINE void N(exp_parts_each)(const VT *entries, const VT *floor, const VI *o
     }
 }
 /* The same with one scaling for all of them. */
-RN_INLINE void N(exp_parts)(const VT *entries, VT floor, VI offset, VT *p, VT *rest, VT *power, int count, int EXACT) {
+RN_INLINE void N(exp_parts_of)(const VT *entries, VT floor, VI offset, const N(tempered) *base, VT *p, VT *rest, VT *power,
+                               int count, int EXACT) {
     VT floors[WAYS];
     VI offsets[WAYS];
     for (int k = 0; k < count; k++) floors[k] = floor, offsets[k] = offset;
-    N(exp_parts_each)(entries, floors, offsets, p, rest, power, count, EXACT);
+    N(exp_parts_each)(entries, floors, offsets, base, p, rest, power, count, EXACT);
+}
+RN_INLINE void N(exp_parts)(const VT *entries, VT floor, VI offset, VT *p, VT *rest, VT *power, int count, int EXACT) {
+    N(exp_parts_of)(entries, floor, offset, NULL, p, rest, power, count, EXACT);
+}
+
+/* Entries of a row that a mask leaves out count as -inf. MASK 0: there is no mask. */
+RN_INLINE VT N(entry)(const T *x, const uint8_t *mask, size_t i, int MASK) {
+    VT value = V(load)(x + i);
+    return MASK ? V(select)(N(mask_at)(mask + i), value, V(set)(-INFINITY)) : value;
+}
+RN_INLINE VT N(entry_part)(const T *x, const uint8_t *mask, size_t i, size_t left, T fill, int MASK) {
+    VT value = V(load_part)(x + i, left, fill);
+    return MASK ? V(select)(N(mask_part)(mask + i, left), value, V(set)(-INFINITY)) : value;
 }
 
 /* Adds the term (1 + p) power to *sum + *lost, and returns it rounded.
@@ -182,9 +249,10 @@ RN_INLINE VT N(add_term)(VT *sum, VT *lost, VT power, VT p, VT rest, int FORM) {
  * the next block of a row that is not in cache, whose way from memory the arithmetic hides. A result has up to 1.7 units of
  * error of its own, so its sum has to be EXACT or SPLIT; the logarithm of a sum can do with PLAIN. EXCLUDE leaves out those of
  * the entries equal to `largest` and counts them instead, so that the remainder keeps its relative accuracy however small
- * it is. */
+ * it is. Entries that the mask leaves out count as -inf (MASK 0: no mask); `base`: NULL, or the temperature. */
 RN_INLINE N(total) N(exp_sum_in)(int FORM, const T *x, T *terms, size_t length, N(scaling) s, T largest, double *count,
-                                 int STORE, int SHIFT, int EXCLUDE, size_t ahead) {
+                                 int STORE, int SHIFT, int EXCLUDE, size_t ahead, const uint8_t *mask, int MASK,
+                                 const N(tempered) *base) {
     const T start = FORM == N(EXACT) || FORM == N(SPLIT) ? START_SUM : 0;
     VT floor = V(set)(s.floor), shift = V(set)(s.shift), top = V(set)(largest);
     VI offset = (VI){0} + s.offset;
@@ -197,18 +265,18 @@ RN_INLINE N(total) N(exp_sum_in)(int FORM, const T *x, T *terms, size_t length, 
         VT a = V(set)(start), b = a, c = {0}, d = {0};
         for (; i + WAYS * LANES <= stop; i += WAYS * LANES) {
             VT entry[WAYS], p[WAYS], rest[WAYS], power[WAYS];
-            for (int k = 0; k < WAYS; k++) entry[k] = V(load)(x + i + (size_t)k * LANES);
+            for (int k = 0; k < WAYS; k++) entry[k] = N(entry)(x, mask, i + (size_t)k * LANES, MASK);
             if (ahead)
                 for (int line = 0; line < WAYS * REFNORM_VECTOR_BYTES; line += 64)
                     __builtin_prefetch((const char *)(x + i + ahead) + line);
             if (SHIFT)
                 for (int k = 0; k < WAYS; k++) entry[k] -= shift;
-            N(exp_parts)(entry, floor, offset, p, rest, power, WAYS, FORM != N(PLAIN));
+            N(exp_parts_of)(entry, floor, offset, base, p, rest, power, WAYS, FORM != N(PLAIN));
             if (EXCLUDE)
                 for (int k = 0; k < WAYS; k++) {
-                    VI mask = (VI)(V(load)(x + i + (size_t)k * LANES) == top);
-                    power[k] = (VT)((VI)power[k] & ~mask);
-                    equal += mask;
+                    VI same = (VI)(N(entry)(x, mask, i + (size_t)k * LANES, MASK) == top);
+                    power[k] = (VT)((VI)power[k] & ~same);
+                    equal += same;
                 }
             for (int k = 0; k < WAYS; k += 2) {
                 VT e = N(add_term)(&a, &c, power[k], p[k], rest[k], FORM);
@@ -226,13 +294,13 @@ RN_INLINE N(total) N(exp_sum_in)(int FORM, const T *x, T *terms, size_t length, 
     for (; i < length; i += LANES) {
         VT raw, entry, p, rest = {0}, power;
         size_t left = length - i;
-        raw = left >= LANES ? V(load)(x + i) : V(load_part)(x + i, left, -INFINITY);
+        raw = left >= LANES ? N(entry)(x, mask, i, MASK) : N(entry_part)(x, mask, i, left, -INFINITY, MASK);
         entry = SHIFT ? raw - shift : raw;
-        N(exp_parts)(&entry, floor, offset, &p, &rest, &power, 1, FORM != N(PLAIN));
+        N(exp_parts_of)(&entry, floor, offset, base, &p, &rest, &power, 1, FORM != N(PLAIN));
         if (EXCLUDE) {
-            VI mask = (VI)(raw == top);
-            power = (VT)((VI)power & ~mask);
-            equal += mask;
+            VI same = (VI)(raw == top);
+            power = (VT)((VI)power & ~same);
+            equal += same;
         }
         VT e = N(add_term)(&a, &b, power, p, rest, FORM);
         if (STORE) {
@@ -255,7 +323,7 @@ RN_INLINE N(total) N(exp_sum_in)(int FORM, const T *x, T *terms, size_t length, 
 
 RN_INLINE N(total) N(exp_sum)(const T *x, T *terms, size_t length, N(scaling) s, T largest, double *count,
                               int STORE, int SHIFT, int EXCLUDE, size_t ahead) {
-    return N(exp_sum_in)(EXCLUDE ? N(MINUTE) : STORE || !VEC_HAS_FMA ? N(EXACT) : N(SPLIT), x, terms, length, s, largest, count, STORE, SHIFT, EXCLUDE, ahead);
+    return N(exp_sum_in)(EXCLUDE ? N(MINUTE) : STORE || !VEC_HAS_FMA ? N(EXACT) : N(SPLIT), x, terms, length, s, largest, count, STORE, SHIFT, EXCLUDE, ahead, NULL, 0, NULL);
 }
 
 /* A factor of twice the precision, by which the terms are multiplied with one rounding. */
@@ -293,10 +361,13 @@ RN_INLINE VT N(scale)(VT e, VT high, VT low) {
 
 /* softmax at x: the scaled e^x times (high + low). 1 + p is never rounded, and the power of two is exact but for results
  * below the normal numbers. */
-RN_INLINE VT N(softmax_at)(VT x, VT floor, VI offset, VT high, VT low) {
+RN_INLINE VT N(softmax_of)(VT x, VT floor, VI offset, const N(tempered) *base, VT high, VT low) {
     VT p, rest, power;
-    N(exp_parts)(&x, floor, offset, &p, &rest, &power, 1, 0);
+    N(exp_parts_of)(&x, floor, offset, base, &p, &rest, &power, 1, 0);
     return power * (high + V(fma)(p, high, low));
+}
+RN_INLINE VT N(softmax_at)(VT x, VT floor, VI offset, VT high, VT low) {
+    return N(softmax_of)(x, floor, offset, NULL, high, low);
 }
 
 /* Number of entries before the first aligned vector of y, for non-temporal stores. */
@@ -453,7 +524,7 @@ RN_INLINE N(pair) N(block_pair_in)(int FORM, const T *x, size_t length, size_t a
         pair.raw = 0;
         return pair;
     }
-    N(total) sum = N(exp_sum_in)(FORM, x, NULL, length, s, pair.largest, NULL, 0, 0, 0, ahead);
+    N(total) sum = N(exp_sum_in)(FORM, x, NULL, length, s, pair.largest, NULL, 0, 0, 0, ahead, NULL, 0, NULL);
     pair.high = sum.high;
     pair.low = sum.low;
     pair.n_ref = s.n_ref;
@@ -1042,6 +1113,7 @@ static void N(soft_cross_entropy_backward)(const T *x, const T *q, T *dx, T *dq,
 }
 
 #include "softmax_columns_body.h"
+#include "softmax_where_body.h"
 #include "softmax_stable_body.h"
 
 #undef STATS_CONSTANTS

@@ -258,7 +258,7 @@ RN_INLINE void N(stream_entries)(const T *x, const T *g, T *y, const N(lane_scal
     VI offset[WAYS];
     for (int k = 0; k < VECTORS; k++) entry[k] = V(load)(x + (size_t)k * LANES) - s[k].shift;
     for (int k = 0; k < VECTORS; k++) floor[k] = s[k].floor, offset[k] = s[k].offset;
-    N(exp_parts_each)(entry, floor, offset, p, rest, power, VECTORS, 0);
+    N(exp_parts_each)(entry, floor, offset, NULL, p, rest, power, VECTORS, 0);
     for (int k = 0; k < VECTORS; k++) {
         VT value = power[k] * (f[k].high + V(fma)(p[k], f[k].high, f[k].low));
         if (g) value = V(load)(g + (size_t)k * LANES) - value;

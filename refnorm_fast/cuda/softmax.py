@@ -45,15 +45,28 @@ def _rows(x: Any, axis: int) -> Rows:
     return Rows(x, last)
 
 
+def _plain(where: Any, temperature: float) -> None:
+    """Raise where the kernels cannot do what is asked."""
+    if where is not None:
+        raise ValueError("where: not available on a GPU; refnorm.softmax has it for a copy on the host")
+    _checks.positive(temperature, "temperature")
+    if temperature != 1:
+        raise ValueError(
+            f"temperature: expected 1.0 on a GPU, got {temperature}; divide the logits, or give refnorm.softmax a "
+            "copy on the host"
+        )
+
+
 def _run(kernel: str, rows: Rows, *arguments: Any, cached: bool = True) -> None:
     run_rows("softmax", kernel, rows.dtype, rows.rows, rows.length, *arguments, rows.rows, rows.length, cached=cached)
 
 
-def softmax(x: Any, *, axis: int = -1, algorithm: str = "two_pass") -> Any:
+def softmax(x: Any, *, axis: int = -1, algorithm: str = "two_pass", where: Any = None, temperature: float = 1.0) -> Any:
     """Softmax of an array on a GPU; see :func:`refnorm.softmax.softmax`.
 
     ``algorithm`` is checked and makes no difference: there is one kernel, as accurate as ``"two_pass"``.
     """
+    _plain(where, temperature)
     rows = _rows(x, axis)
     _checks.one_of(algorithm, "algorithm", ALGORITHMS)
     y = rows.fresh()
@@ -61,8 +74,11 @@ def softmax(x: Any, *, axis: int = -1, algorithm: str = "two_pass") -> Any:
     return rows.back(y)
 
 
-def softmax_vjp(x: Any, *, axis: int = -1, algorithm: str = "two_pass") -> tuple[Any, Pullback]:
+def softmax_vjp(
+    x: Any, *, axis: int = -1, algorithm: str = "two_pass", where: Any = None, temperature: float = 1.0
+) -> tuple[Any, Pullback]:
     """Return :func:`softmax` and its pullback ``dy -> (dx,)``."""
+    _plain(where, temperature)
     rows = _rows(x, axis)
     _checks.one_of(algorithm, "algorithm", ALGORITHMS)
     y = rows.fresh()
@@ -76,16 +92,18 @@ def softmax_vjp(x: Any, *, axis: int = -1, algorithm: str = "two_pass") -> tuple
     return rows.back(y), pullback
 
 
-def log_softmax(x: Any, *, axis: int = -1) -> Any:
+def log_softmax(x: Any, *, axis: int = -1, where: Any = None, temperature: float = 1.0) -> Any:
     """Logarithm of the softmax of an array on a GPU; see :func:`refnorm.softmax.log_softmax`."""
+    _plain(where, temperature)
     rows = _rows(x, axis)
     z = rows.fresh()
     _run("log_softmax_rows", rows, rows.x, z, None)
     return rows.back(z)
 
 
-def log_softmax_vjp(x: Any, *, axis: int = -1) -> tuple[Any, Pullback]:
+def log_softmax_vjp(x: Any, *, axis: int = -1, where: Any = None, temperature: float = 1.0) -> tuple[Any, Pullback]:
     """Return :func:`log_softmax` and its pullback ``dz -> (dx,)``."""
+    _plain(where, temperature)
     rows = _rows(x, axis)
     z, stats = rows.fresh(), empty((rows.rows, 3), rows.dtype)
     _run("log_softmax_rows", rows, rows.x, z, stats)
@@ -98,13 +116,16 @@ def log_softmax_vjp(x: Any, *, axis: int = -1) -> tuple[Any, Pullback]:
     return rows.back(z), pullback
 
 
-def logsumexp(x: Any, *, axis: int = -1, keepdims: bool = False) -> Any:
+def logsumexp(x: Any, *, axis: int = -1, keepdims: bool = False, where: Any = None, temperature: float = 1.0) -> Any:
     """Logarithm of the sum of exponentials of an array on a GPU; see :func:`refnorm.softmax.logsumexp`."""
-    return logsumexp_vjp(x, axis=axis, keepdims=keepdims)[0]
+    return logsumexp_vjp(x, axis=axis, keepdims=keepdims, where=where, temperature=temperature)[0]
 
 
-def logsumexp_vjp(x: Any, *, axis: int = -1, keepdims: bool = False) -> tuple[Any, Pullback]:
+def logsumexp_vjp(
+    x: Any, *, axis: int = -1, keepdims: bool = False, where: Any = None, temperature: float = 1.0
+) -> tuple[Any, Pullback]:
     """Return :func:`logsumexp` and its pullback ``dlse -> (dx,)``."""
+    _plain(where, temperature)
     rows = _rows(x, axis)
     last = rows.order[-1]
     shape = tuple(1 if i == last else n for i, n in enumerate(rows.shape)) if keepdims else rows.outer

@@ -1,14 +1,56 @@
-from refnorm._typing import Array, F, IntArray, Pullback
+from refnorm._typing import AnyArray, Array, F, IntArray, Pullback
 
 ALGORITHMS: tuple[str, ...]
 REDUCTIONS: tuple[str, ...]
 
-def softmax(x: Array[F], *, axis: int = -1, algorithm: str = "two_pass", out: Array[F] | None = None) -> Array[F]: ...
-def softmax_vjp(x: Array[F], *, axis: int = -1, algorithm: str = "two_pass") -> tuple[Array[F], Pullback]: ...
-def log_softmax(x: Array[F], *, axis: int = -1, out: Array[F] | None = None) -> Array[F]: ...
-def log_softmax_vjp(x: Array[F], *, axis: int = -1) -> tuple[Array[F], Pullback]: ...
-def logsumexp(x: Array[F], *, axis: int = -1, keepdims: bool = False) -> Array[F]: ...
-def logsumexp_vjp(x: Array[F], *, axis: int = -1, keepdims: bool = False) -> tuple[Array[F], Pullback]: ...
+def softmax(
+    x: Array[F],
+    *,
+    axis: int = -1,
+    algorithm: str = "two_pass",
+    where: AnyArray | None = None,
+    temperature: float = 1.0,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def softmax_vjp(
+    x: Array[F],
+    *,
+    axis: int = -1,
+    algorithm: str = "two_pass",
+    where: AnyArray | None = None,
+    temperature: float = 1.0,
+) -> tuple[Array[F], Pullback]: ...
+def log_softmax(
+    x: Array[F],
+    *,
+    axis: int = -1,
+    where: AnyArray | None = None,
+    temperature: float = 1.0,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def log_softmax_vjp(
+    x: Array[F],
+    *,
+    axis: int = -1,
+    where: AnyArray | None = None,
+    temperature: float = 1.0,
+) -> tuple[Array[F], Pullback]: ...
+def logsumexp(
+    x: Array[F],
+    *,
+    axis: int = -1,
+    keepdims: bool = False,
+    where: AnyArray | None = None,
+    temperature: float = 1.0,
+) -> Array[F]: ...
+def logsumexp_vjp(
+    x: Array[F],
+    *,
+    axis: int = -1,
+    keepdims: bool = False,
+    where: AnyArray | None = None,
+    temperature: float = 1.0,
+) -> tuple[Array[F], Pullback]: ...
 def cross_entropy(
     logits: Array[F],
     target: IntArray,

@@ -3,15 +3,30 @@
 import numpy
 
 cimport numpy as np
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t
 
 np.import_array()
 
 include "../_kernels/rows.pxi"
 include "reductions.pxi"
 
+from refnorm.softmax import _cross_entropy as _reference_logs
+from refnorm.softmax import _two_pass as _reference
+
 cdef extern from "softmax.h":
+    ctypedef struct rn_where:
+        const uint8_t *mask
+        const int64_t *at
+        double temperature
     ctypedef struct rn_softmax_table:
+        int (*softmax_where_f32)(const float *, size_t, const rn_where *, float *, size_t, size_t) nogil
+        int (*softmax_where_f64)(const double *, size_t, const rn_where *, double *, size_t, size_t) nogil
+        void (*softmax_backward_where_f32)(const float *, const float *, const rn_where *, float *, size_t, size_t) nogil
+        void (*softmax_backward_where_f64)(const double *, const double *, const rn_where *, double *, size_t, size_t) nogil
+        void (*log_softmax_where_f32)(const float *, size_t, const rn_where *, float *, size_t, size_t, double *, double *) nogil
+        void (*log_softmax_where_f64)(const double *, size_t, const rn_where *, double *, size_t, size_t, double *, double *) nogil
+        void (*from_stats_where_f32)(const float *, size_t, const float *, const rn_where *, float *, size_t, size_t, const double *, const double *, const double *) nogil
+        void (*from_stats_where_f64)(const double *, size_t, const double *, const rn_where *, double *, size_t, size_t, const double *, const double *, const double *) nogil
         int (*softmax_f32)(const float *, size_t, float *, size_t, size_t, int) nogil
         int (*softmax_f64)(const double *, size_t, double *, size_t, size_t, int) nogil
         int (*row_stats_f32)(const float *, size_t, size_t, size_t, double *, double *) nogil
@@ -154,7 +169,7 @@ cdef int _code_of(algorithm) except -1:
     return code
 
 
-def softmax(x, *, axis=-1, algorithm="two_pass", out=None):
+def softmax(x, *, axis=-1, algorithm="two_pass", where=None, temperature=1.0, out=None):
     """Softmax: ``y = exp(x) / sum(exp(x))`` along one axis.
 
     Parameters
@@ -165,6 +180,10 @@ def softmax(x, *, axis=-1, algorithm="two_pass", out=None):
     algorithm : {"two_pass", "three_pass_recompute", "three_pass_reload", "online"}
         How memory is passed over. ``"two_pass"`` keeps exponentials in cache for rows that fit there and otherwise
         uses the two-pass algorithm; the others are its baselines, which round ``x - max(x)`` and are less accurate.
+    where : boolean array, broadcastable to the shape of ``x``, optional
+        True for the entries that take part. The others are not read; their result is 0.
+    temperature : float > 0
+        The logits are ``x / temperature``.
     out : array, optional
         Takes the result; may be ``x`` itself or overlap it.
 
@@ -179,8 +198,9 @@ def softmax(x, *, axis=-1, algorithm="two_pass", out=None):
 
     Notes
     -----
-    float32 results are within 2 units in the last place, subnormal ones included. A row that holds NaN or positive
-    infinity, or nothing but negative infinity, becomes NaN.
+    float32 results are within 2 units in the last place, subnormal ones included, at every temperature. A row that
+    holds NaN or positive infinity, or nothing but negative infinity, becomes NaN; one in which nothing takes part
+    becomes 0.
 
     References
     ----------
@@ -192,18 +212,20 @@ def softmax(x, *, axis=-1, algorithm="two_pass", out=None):
     array([0.09  , 0.2447, 0.6652])
     """
     if _on_gpu(x):
-        return _dispatch.call("softmax.softmax", out, x, axis=axis, algorithm=algorithm)
+        return _dispatch.call("softmax.softmax", out, x, axis=axis, algorithm=algorithm, where=where, temperature=temperature)
     cdef np.ndarray array = _float_array(x, "x")
+    if where is not None or not _is_one(temperature):
+        return _forward_where(SOFTMAX, array, axis, algorithm, where, temperature, out)
     return _forward(SOFTMAX, array, _axis_of(array, axis), _code_of(algorithm), out)
 
 
-def log_softmax(x, *, axis=-1, out=None):
+def log_softmax(x, *, axis=-1, where=None, temperature=1.0, out=None):
     """Logarithm of the softmax: ``x - log(sum(exp(x)))`` along one axis.
 
     Parameters
     ----------
-    x, axis, out
-        As for :func:`softmax`.
+    x, axis, where, temperature, out
+        As for :func:`softmax`; entries that take no part are negative infinity.
 
     Returns
     -------
@@ -229,8 +251,10 @@ def log_softmax(x, *, axis=-1, out=None):
     array([-0.6931, -0.6931])
     """
     if _on_gpu(x):
-        return _dispatch.call("softmax.log_softmax", out, x, axis=axis)
+        return _dispatch.call("softmax.log_softmax", out, x, axis=axis, where=where, temperature=temperature)
     cdef np.ndarray array = _float_array(x, "x")
+    if where is not None or not _is_one(temperature):
+        return _forward_where(LOG_SOFTMAX, array, axis, "two_pass", where, temperature, out)
     return _forward(LOG_SOFTMAX, array, _axis_of(array, axis), 0, out)
 
 
@@ -308,14 +332,14 @@ cdef _Stats _stats_of(_Rows r, np.ndarray z):
     return s
 
 
-def softmax_vjp(x, *, axis=-1, algorithm="two_pass"):
+def softmax_vjp(x, *, axis=-1, algorithm="two_pass", where=None, temperature=1.0):
     """Return :func:`softmax` and its pullback ``dy -> (dx,)``.
 
     Parameters, errors and references are those of :func:`softmax`.
 
     Notes
     -----
-    ``dx = y * (dy - sum(dy * y))``.
+    ``dx = y * (dy - sum(dy * y)) / temperature``; 0, and nothing read, where an entry takes no part.
 
     Examples
     --------
@@ -324,8 +348,10 @@ def softmax_vjp(x, *, axis=-1, algorithm="two_pass"):
     0.0
     """
     if _on_gpu(x):
-        return _dispatch.call("softmax.softmax_vjp", None, x, axis=axis, algorithm=algorithm)
+        return _dispatch.call("softmax.softmax_vjp", None, x, axis=axis, algorithm=algorithm, where=where, temperature=temperature)
     cdef np.ndarray array = _float_array(x, "x")
+    if where is not None or not _is_one(temperature):
+        return _softmax_where_vjp(array, axis, algorithm, _kept(where), temperature)
     cdef int along = _axis_of(array, axis), code = _code_of(algorithm)
     cdef _Rows r = _rows_along(array, along, code == 0)
     cdef np.ndarray rows_y = _fresh(r.x)
@@ -358,14 +384,14 @@ def softmax_vjp(x, *, axis=-1, algorithm="two_pass"):
     return r.put_back(rows_y), pullback
 
 
-def log_softmax_vjp(x, *, axis=-1):
+def log_softmax_vjp(x, *, axis=-1, where=None, temperature=1.0):
     """Return :func:`log_softmax` and its pullback ``dz -> (dx,)``.
 
     Parameters, errors and references are those of :func:`log_softmax`.
 
     Notes
     -----
-    ``dx = dz - softmax(x) * sum(dz)``.
+    ``dx = (dz - softmax(x) * sum(dz)) / temperature``; 0, and nothing read, where an entry takes no part.
 
     Examples
     --------
@@ -374,8 +400,10 @@ def log_softmax_vjp(x, *, axis=-1):
     array([ 0.5, -0.5])
     """
     if _on_gpu(x):
-        return _dispatch.call("softmax.log_softmax_vjp", None, x, axis=axis)
+        return _dispatch.call("softmax.log_softmax_vjp", None, x, axis=axis, where=where, temperature=temperature)
     cdef np.ndarray array = _float_array(x, "x")
+    if where is not None or not _is_one(temperature):
+        return _log_softmax_where_vjp(array, axis, _kept(where), temperature)
     cdef _Rows r = _rows_along(array, _axis_of(array, axis))
     cdef np.ndarray z = _fresh(r.x)
     cdef _Stats s = _stats_of(r, z)
@@ -421,13 +449,13 @@ cdef _logsumexp(_Rows r, _Stats s, bint keepdims):
         return total.astype(r.x.dtype).reshape(shape)
 
 
-def logsumexp(x, *, axis=-1, keepdims=False):
+def logsumexp(x, *, axis=-1, keepdims=False, where=None, temperature=1.0):
     """Logarithm of the sum of exponentials along one axis.
 
     Parameters
     ----------
-    x, axis
-        As for :func:`softmax`.
+    x, axis, where, temperature
+        As for :func:`softmax`; the result is not multiplied by the temperature.
     keepdims : bool
         Keep the axis, with one entry.
 
@@ -454,13 +482,15 @@ def logsumexp(x, *, axis=-1, keepdims=False):
     1000.6931
     """
     if _on_gpu(x):
-        return _dispatch.call("softmax.logsumexp", None, x, axis=axis, keepdims=keepdims)
+        return _dispatch.call("softmax.logsumexp", None, x, axis=axis, keepdims=keepdims, where=where, temperature=temperature)
     cdef np.ndarray array = _float_array(x, "x")
+    if where is not None or not _is_one(temperature):
+        return _logsumexp_where(array, axis, keepdims, where, temperature, False)[0]
     cdef _Rows r = _rows_along(array, _axis_of(array, axis))
     return _logsumexp(r, _stats_of(r, None), keepdims)
 
 
-def logsumexp_vjp(x, *, axis=-1, keepdims=False):
+def logsumexp_vjp(x, *, axis=-1, keepdims=False, where=None, temperature=1.0):
     """Return :func:`logsumexp` and its pullback ``dlse -> (dx,)``.
 
     Parameters, errors and references are those of :func:`logsumexp`.
@@ -476,8 +506,10 @@ def logsumexp_vjp(x, *, axis=-1, keepdims=False):
     array([1., 1.])
     """
     if _on_gpu(x):
-        return _dispatch.call("softmax.logsumexp_vjp", None, x, axis=axis, keepdims=keepdims)
+        return _dispatch.call("softmax.logsumexp_vjp", None, x, axis=axis, keepdims=keepdims, where=where, temperature=temperature)
     cdef np.ndarray array = _float_array(x, "x")
+    if where is not None or not _is_one(temperature):
+        return _logsumexp_where(array, axis, keepdims, _kept(where), temperature, True)
     cdef _Rows r = _rows_along(array, _axis_of(array, axis))
     cdef _Stats s = _stats_of(r, None)
     value = _logsumexp(r, s, keepdims)
@@ -512,6 +544,236 @@ cdef np.ndarray _softmax_times(_Rows r, _Stats s, np.ndarray factor):
     if failed:
         raise MemoryError
     return dx
+
+
+# ---- over the entries that take part, of x / temperature -------------------------------------------------------------
+
+cdef inline bint _is_one(temperature):
+    return type(temperature) is float and <double> temperature == 1.0
+
+
+cdef inline _kept(where):
+    """A mask that stays as it is until the pullback, before it is broadcast."""
+    return None if where is None else numpy.array(where)
+
+
+cdef class _Selection:
+    """Which entries of an array take part, as rows along its last axis, and the temperature."""
+
+    cdef np.ndarray mask  # keeps the bytes alive
+    cdef np.ndarray at
+    cdef rn_where where
+
+
+cdef _Selection _selection(chosen, double temperature):
+    """`chosen`: the mask at the array's shape, its axis the last one, or None."""
+    cdef _Selection s = _Selection.__new__(_Selection)
+    s.where.temperature = temperature
+    s.where.mask = NULL
+    s.where.at = NULL
+    if chosen is None:
+        return s
+    last = chosen.ndim - 1  # the modules are compiled without negative indices
+    if chosen.shape[last] != 1 and chosen.strides[last] != 1:
+        chosen = numpy.array(chosen, order="C")
+    s.mask = chosen
+    s.where.mask = <const uint8_t *> np.PyArray_DATA(s.mask)
+    if not np.PyArray_IS_C_CONTIGUOUS(s.mask):
+        at = numpy.zeros(chosen.shape[:-1], dtype=numpy.int64)
+        for axis, (size, step) in enumerate(zip(chosen.shape[:-1], chosen.strides[:-1])):
+            at += (step * numpy.arange(size)).reshape((-1,) + (1,) * (at.ndim - 1 - axis))
+        s.at = at
+        s.where.at = <const int64_t *> np.PyArray_DATA(s.at)
+    return s
+
+
+# Temperatures at which the kernels' constants are normal numbers of both types.
+cdef double LEAST_TEMPERATURE = 2.0 ** -60
+cdef double MOST_TEMPERATURE = 2.0 ** 60
+
+
+cdef _chosen(np.ndarray array, where, temperature, int axis):
+    """The checked mask with `axis` last, or None; and whether the kernels take the temperature."""
+    cdef bint last = axis == np.PyArray_NDIM(array) - 1
+    if (last and type(where) is np.ndarray and np.PyArray_TYPE(<np.ndarray> where) == np.NPY_BOOL
+            and _same_shape(array, <np.ndarray> where) and type(temperature) is float
+            and LEAST_TEMPERATURE <= <double> temperature <= MOST_TEMPERATURE):
+        return where, True  # nothing to check or to broadcast
+    chosen = _reference._chosen(where, (<object> array).shape)
+    _checks.positive(temperature, "temperature")
+    return (None if chosen is None else numpy.moveaxis(chosen, axis, -1)), LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE
+
+
+cdef _run_where(Form form, np.ndarray x, np.ndarray y, _Selection s, size_t rows, size_t length, size_t stride):
+    cdef void *source = np.PyArray_DATA(x)
+    cdef void *target = np.PyArray_DATA(y)
+    cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT
+    cdef int failed = 0
+    if rows == 0:
+        return
+    with nogil:
+        if form == SOFTMAX:
+            if single:
+                failed = rn_softmax().softmax_where_f32(<const float *> source, stride, &s.where, <float *> target, rows, length)
+            else:
+                failed = rn_softmax().softmax_where_f64(<const double *> source, stride, &s.where, <double *> target, rows, length)
+        elif single:
+            rn_softmax().log_softmax_where_f32(<const float *> source, stride, &s.where, <float *> target, rows, length, NULL, NULL)
+        else:
+            rn_softmax().log_softmax_where_f64(<const double *> source, stride, &s.where, <double *> target, rows, length, NULL, NULL)
+    if failed:
+        raise MemoryError
+
+
+cdef _where_in_chunks(Form form, x, chosen, y, double temperature):
+    """Along the last axis, in copies of about CHUNK elements."""
+    if x.size <= CHUNK or x.ndim == 1:
+        part = numpy.array(x, order="C")
+        length = part.shape[part.ndim - 1]
+        _run_where(form, part, part, _selection(chosen, temperature), part.size // length, length, length)
+        y[...] = part
+    elif x.shape[0] == 1:
+        _where_in_chunks(form, x[0], None if chosen is None else chosen[0], y[0], temperature)
+    else:
+        step = max(1, x.shape[0] * CHUNK // x.size)
+        for first in range(0, x.shape[0], step):
+            part = slice(first, first + step)
+            _where_in_chunks(form, x[part], None if chosen is None else chosen[part], y[part], temperature)
+
+
+cdef _forward_where(Form form, np.ndarray x, axis, algorithm, where, temperature, out):
+    cdef size_t rows, length, stride
+    cdef int along = _axis_of(x, axis), code = _code_of(algorithm)
+    cdef np.ndarray y
+    chosen, taken = _chosen(x, where, temperature, along)
+    if out is not None:
+        _check_out(out, x)
+    if code or not taken:
+        if form == SOFTMAX:
+            found = _reference.softmax(x, axis=axis, algorithm=algorithm, where=where, temperature=temperature)
+        else:
+            found = _reference_logs.log_softmax(x, axis=axis, where=where, temperature=temperature)
+        if out is None:
+            return found
+        out[...] = found
+        return out
+    y = _fresh(x) if out is None else <np.ndarray> out
+    if not (_identical(x, y) or _apart(x, y)):
+        y[...] = _forward_where(form, x, axis, algorithm, where, temperature, None)
+    elif (along == np.PyArray_NDIM(x) - 1 and np.PyArray_IS_C_CONTIGUOUS(y) and np.PyArray_ISALIGNED(y)
+            and _rows_of(x, 1, &rows, &length, &stride)):
+        _run_where(form, x, y, _selection(chosen, temperature), rows, length, stride)
+    elif np.PyArray_SIZE(x):
+        _where_in_chunks(form, numpy.moveaxis(x, along, -1), chosen, numpy.moveaxis(y, along, -1), temperature)
+    return y
+
+
+cdef np.ndarray _stats_pull(_Rows r, _Stats s, _Selection w, np.ndarray g, np.ndarray factor):
+    """Rows of (g - softmax sum(g)) / temperature, or, without g, of factor / temperature softmax."""
+    cdef np.ndarray dx = _fresh(r.x)
+    cdef void *x = np.PyArray_DATA(r.x)
+    cdef void *up = NULL if g is None else np.PyArray_DATA(g)
+    cdef void *to = np.PyArray_DATA(dx)
+    cdef double *largest = <double *> np.PyArray_DATA(s.largest)
+    cdef double *log_sum = <double *> np.PyArray_DATA(s.log_sum)
+    cdef double *weight = NULL if factor is None else <double *> np.PyArray_DATA(factor)
+    with nogil:
+        if r.single:
+            rn_softmax().from_stats_where_f32(<const float *> x, r.stride, <const float *> up, &w.where, <float *> to, r.rows, r.length, largest, log_sum, weight)
+        else:
+            rn_softmax().from_stats_where_f64(<const double *> x, r.stride, <const double *> up, &w.where, <double *> to, r.rows, r.length, largest, log_sum, weight)
+    return dx
+
+
+cdef _Stats _stats_where(_Rows r, _Selection w, np.ndarray z):
+    cdef _Stats s = _Stats.__new__(_Stats)
+    s.largest = numpy.empty(r.rows)
+    s.log_sum = numpy.empty(r.rows)
+    cdef double *largest = <double *> np.PyArray_DATA(s.largest)
+    cdef double *log_sum = <double *> np.PyArray_DATA(s.log_sum)
+    cdef void *x = np.PyArray_DATA(r.x)
+    cdef void *target = NULL if z is None else np.PyArray_DATA(z)
+    with nogil:
+        if r.single:
+            rn_softmax().log_softmax_where_f32(<const float *> x, r.stride, &w.where, <float *> target, r.rows, r.length, largest, log_sum)
+        else:
+            rn_softmax().log_softmax_where_f64(<const double *> x, r.stride, &w.where, <double *> target, r.rows, r.length, largest, log_sum)
+    return s
+
+
+cdef _softmax_where_vjp(np.ndarray array, axis, algorithm, where, temperature):
+    cdef int along = _axis_of(array, axis), code = _code_of(algorithm)
+    chosen, taken = _chosen(array, where, temperature, along)
+    if code or not taken:
+        return _reference.softmax_vjp(array, axis=axis, algorithm=algorithm, where=where, temperature=temperature)
+    cdef _Rows r = _rows_along(array, along, False)
+    cdef _Selection w = _selection(chosen, temperature)
+    cdef np.ndarray rows_y = _fresh(r.x)
+    _run_where(SOFTMAX, r.x, rows_y, w, r.rows, r.length, r.stride)
+
+    def pullback(dy):
+        cdef np.ndarray g = r.cotangent(dy, "dy")
+        cdef np.ndarray dx = _fresh(rows_y)
+        cdef void *y_data = np.PyArray_DATA(rows_y)
+        cdef void *g_data = np.PyArray_DATA(g)
+        cdef void *to = np.PyArray_DATA(dx)
+        with nogil:
+            if r.single:
+                rn_softmax().softmax_backward_where_f32(<const float *> y_data, <const float *> g_data, &w.where, <float *> to, r.rows, r.length)
+            else:
+                rn_softmax().softmax_backward_where_f64(<const double *> y_data, <const double *> g_data, &w.where, <double *> to, r.rows, r.length)
+        return (r.put_back(dx),)
+
+    return r.put_back(rows_y), pullback
+
+
+cdef _log_softmax_where_vjp(np.ndarray array, axis, where, temperature):
+    cdef int along = _axis_of(array, axis)
+    chosen, taken = _chosen(array, where, temperature, along)
+    if not taken:
+        return _reference_logs.log_softmax_vjp(array, axis=axis, where=where, temperature=temperature)
+    cdef _Rows r = _rows_along(array, along, False)
+    cdef _Selection w = _selection(chosen, temperature)
+    cdef np.ndarray z = _fresh(r.x)
+    cdef _Stats s = _stats_where(r, w, z)
+
+    def pullback(dz):
+        return (r.put_back(_stats_pull(r, s, w, r.cotangent(dz, "dz"), None)),)
+
+    return r.put_back(z), pullback
+
+
+cdef _logsumexp_where(np.ndarray array, axis, keepdims, where, temperature, bint pull):
+    cdef int along = _axis_of(array, axis)
+    chosen, taken = _chosen(array, where, temperature, along)
+    if not taken:
+        return _reference_logs.logsumexp_vjp(array, axis=axis, keepdims=keepdims, where=where, temperature=temperature)
+    cdef _Rows r = _rows_along(array, along, False)
+    cdef _Selection w = _selection(chosen, temperature)
+    cdef _Stats s = _stats_where(r, w, None)
+    total = s.largest / temperature + s.log_sum
+    undefined = numpy.isnan(total)
+    if undefined.any():
+        # No finite largest entry among those that take part: that itself is the limit (NaN, inf or -inf).
+        part = (<object> r.x).reshape(r.rows, r.length)[undefined]
+        here = True if chosen is None else numpy.reshape(chosen, (r.rows, r.length))[undefined]
+        total[undefined] = part.max(axis=1, initial=-numpy.inf, where=here)
+    shape = list((<object> array).shape)
+    if keepdims:
+        shape[along] = 1
+    else:
+        del shape[along]
+    with numpy.errstate(over="ignore"):
+        value = total.astype(array.dtype).reshape(shape)
+    if not pull:
+        return value, None
+
+    def pullback(dlse):
+        wide = numpy.asarray(dlse, dtype=numpy.float64)
+        _checks.shape(wide, "dlse", value.shape)
+        return (r.put_back(_stats_pull(r, s, w, None, _in_order(wide).reshape(r.rows))),)
+
+    return value, pullback
 
 
 # ---- cross-entropy ------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ def races() -> Iterator[dict]:
         gain, bias = rng.standard_normal((2, length), dtype=np.float32)
         tensors = [torch.from_numpy(a) for a in (x, gain, bias)]
         yield softmax(x, tensors[0])
+        if x.size < 1 << 25:
+            yield masked_softmax(x, tensors[0])
         yield log_softmax(x, tensors[0])
         yield layer_norm(x, gain, bias, *tensors)
         yield rms_norm(x, gain, *tensors[:2])
@@ -95,6 +97,28 @@ def softmax(x, tensor) -> dict:
     if x.size < 1 << 25:
         candidates["scipy"] = lambda: scipy.special.softmax(x, axis=-1)
     return race("softmax/two_pass", "softmax", x, candidates, exact_softmax)
+
+
+def masked_softmax(x, tensor) -> dict:
+    """Seven entries in ten take part, at temperature 0.7."""
+    import torch
+
+    import refnorm_fast.softmax as fast
+
+    where = np.random.default_rng(1).random(x.shape) < 0.7
+    out, left_out, rows = np.empty_like(x), torch.from_numpy(~where), max(1, CHECKED // x.shape[1])
+    candidates = {
+        OURS: lambda: fast.softmax(x, where=where, temperature=0.7),
+        OURS_OUT: lambda: fast.softmax(x, where=where, temperature=0.7, out=out),
+        "torch": lambda: torch.softmax((tensor / 0.7).masked_fill_(left_out, -torch.inf), -1),
+    }
+
+    def exact(wide):
+        return exact_softmax(np.where(where[:rows], wide / np.longdouble(0.7), -np.inf))
+
+    found = race("softmax/two_pass", "softmax, masked, temperature 0.7", x, candidates, exact)
+    found["bytes"] += x.size
+    return found
 
 
 def log_softmax(x, tensor) -> dict:

@@ -26,10 +26,23 @@ REDUCTIONS = ("mean", "sum", "none")
 LOGITS = 3 * RNG.standard_normal((4, 5))
 TARGET = np.array([2, -100, 0, 4])
 
+MASK = RNG.random((3, 7)) < 0.6
+
+
+def finite_log_softmax(x, **options):
+    """The function whose derivative is asked for: -inf has none, and a constant will do as well."""
+    z = log_softmax(x, **options)
+    return np.where(np.isfinite(z), z, 0)
+
+
 GRADIENT_CASES = [
     GradientCase(log_softmax_vjp, (3 * RNG.standard_normal((3, 7)),), method="complex"),
     GradientCase(log_softmax_vjp, (RNG.standard_normal((2, 5, 3)),), {"axis": -2}, name="middle axis, differences"),
     GradientCase(log_softmax_vjp, (np.array([[1.0, 1.0], [-1000.0, -1003.0]]),), method="complex", name="ties, offset"),
+    GradientCase(log_softmax_vjp, (3 * RNG.standard_normal((3, 7)),), {"where": MASK, "temperature": 0.4}, surrogate=finite_log_softmax, method="complex", name="masked, temperature 0.4"),
+    GradientCase(log_softmax_vjp, (RNG.standard_normal((7, 3)),), {"axis": 0, "where": MASK.T}, surrogate=finite_log_softmax, name="masked, first axis, differences"),
+    GradientCase(log_softmax_vjp, (3 * RNG.standard_normal((3, 7)),), {"temperature": 3.0}, method="complex", name="temperature 3"),
+    GradientCase(logsumexp_vjp, (3 * RNG.standard_normal((3, 7)),), {"where": np.arange(7) % 3 > 0, "temperature": 0.4}, method="complex", name="masked, temperature 0.4"),
     GradientCase(logsumexp_vjp, (3 * RNG.standard_normal((3, 7)),), method="complex"),
     GradientCase(logsumexp_vjp, (RNG.standard_normal((2, 5, 3)),), {"axis": 0, "keepdims": True}, method="complex", name="first axis kept"),
     GradientCase(logsumexp_vjp, (RNG.standard_normal(6),), name="one row, differences"),
@@ -203,3 +216,35 @@ def test_axis_and_layout_do_not_matter():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@given(size=st.integers(1, 20), temperature=st.sampled_from([0.1, 0.5, 1.0, 4.0]), seed=st.integers(0, 999))
+def test_where_and_temperature(size, temperature, seed):
+    rng = np.random.default_rng(seed)
+    x, g = rng.standard_normal((2, size))
+    where = rng.random(size) < 0.6
+    options = {"where": where, "temperature": temperature}
+    given_x, given_g = np.where(where, x, np.nan), np.where(where, g, np.nan)  # what takes no part is not read
+    z, pullback = log_softmax_vjp(given_x, **options)
+    total, spread = logsumexp_vjp(given_x, **options)
+    (dx,), (share,) = pullback(given_g), spread(2.0)
+    for result, left_out in ((z, -np.inf), (dx, 0), (share, 0)):
+        assert (result[~where] == left_out).all()
+    if not where.any():
+        assert total == -np.inf
+        return
+    expected, back = log_softmax_vjp(x[where] / temperature)
+    np.testing.assert_allclose(z[where], expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(dx[where], back(g[where])[0] / temperature, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(total, logsumexp(x[where] / temperature), rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(share, 2 / temperature * softmax(x, **options), rtol=1e-12)
+
+
+@pytest.mark.parametrize("function", [log_softmax, logsumexp])
+def test_bad_masks_and_temperatures(function):
+    with pytest.raises(TypeError, match="where: expected a boolean array"):
+        function(np.zeros(3), where=[1, 0, 1])
+    with pytest.raises(ValueError, match="where: expected a shape that broadcasts"):
+        function(np.zeros(3), where=[True, False])
+    with pytest.raises(ValueError, match="temperature: expected a finite number > 0, got -1"):
+        function(np.zeros(3), temperature=-1)

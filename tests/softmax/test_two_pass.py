@@ -41,6 +41,13 @@ GRADIENT_CASES = [
     GradientCase(softmax_vjp, (np.array([[0.0, 8.0, -8.0]]),), method="complex", name="saturated"),
     GradientCase(softmax_vjp, (np.log(2) * np.array([0.5, 1.5, -2.5]),), method="complex", name="edge of the reduction"),
     GradientCase(softmax_vjp, (np.array([[4.0]]),), method="complex", name="one entry"),
+    *(
+        GradientCase(softmax_vjp, (RNG.standard_normal((3, 7)),), {"algorithm": algorithm, "temperature": 0.4, "where": RNG.random((3, 7)) < 0.6}, method="complex", name=f"{algorithm}, masked, temperature 0.4")
+        for algorithm in ALGORITHMS[:3]
+    ),
+    GradientCase(softmax_vjp, (RNG.standard_normal((3, 7)),), {"algorithm": "online", "temperature": 0.4, "where": RNG.random((3, 7)) < 0.6}, name="online, masked, temperature 0.4, differences"),
+    GradientCase(softmax_vjp, (RNG.standard_normal((2, 5, 3)),), {"axis": 1, "temperature": 3.0, "where": RNG.random((5, 1)) < 0.6}, name="middle axis, masked by a column, temperature 3"),
+    GradientCase(softmax_vjp, (RNG.standard_normal((2, 4)),), {"where": np.array([[False] * 4, [True] * 4])}, method="complex", name="a row in which nothing takes part"),
 ]  # fmt: skip
 
 finite_floats = st.floats(-1e4, 1e4, allow_nan=False)
@@ -303,3 +310,53 @@ def test_traffic_table():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@given(
+    size=st.integers(1, 20),
+    temperature=st.sampled_from([0.1, 0.5, 1.0, 4.0]),
+    algorithm=st.sampled_from(ALGORITHMS),
+    seed=st.integers(0, 999),
+)
+def test_where_is_the_softmax_of_what_takes_part(size, temperature, algorithm, seed):
+    rng = np.random.default_rng(seed)
+    x, g = rng.standard_normal((2, size))
+    where = rng.random(size) < 0.6
+    options = {"temperature": temperature, "algorithm": algorithm}
+    # what does not take part is not read
+    y, pullback = softmax_vjp(np.where(where, x, np.nan), where=where, **options)
+    (dx,) = pullback(np.where(where, g, np.nan))
+    assert (y[~where] == 0).all()
+    assert (dx[~where] == 0).all()
+    if where.any():
+        packed, back = softmax_vjp(x[where] / temperature, algorithm=algorithm)
+        np.testing.assert_allclose(y[where], packed, rtol=1e-12)
+        np.testing.assert_allclose(dx[where], back(g[where])[0] / temperature, rtol=1e-10, atol=1e-13)
+
+
+def test_extreme_temperatures():
+    x = np.array([1.0, 2.0, 2.0])
+    assert softmax(x, temperature=1e-300).tolist() == [0, 0.5, 0.5]
+    np.testing.assert_allclose(softmax(x, temperature=1e300), 1 / 3, rtol=1e-15)
+    assert softmax(np.array([1e308, -1e308]), temperature=0.1).tolist() == [1, 0]
+
+
+def test_rows_without_entries_and_with_nan():
+    x = np.array([[1.0, 2.0], [np.nan, 1.0], [np.nan, 1.0], [np.inf, 1.0]])
+    where = np.array([[False, False], [False, True], [True, False], [True, False]])
+    y = softmax(x, where=where)
+    np.testing.assert_array_equal(y, [[0, 0], [0, 1], [np.nan, 0], [np.nan, 0]])
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "message"),
+    [
+        (TypeError, {"where": np.ones(3)}, "where: expected a boolean array .*, got dtype float64"),
+        (ValueError, {"where": np.ones(2, bool)}, r"where: expected a shape that broadcasts to \(3,\), got \(2,\)"),
+        (ValueError, {"temperature": 0}, "temperature: expected a finite number > 0, got 0"),
+        (ValueError, {"temperature": np.inf}, "temperature: expected a finite number > 0, got inf"),
+    ],
+)
+def test_bad_masks_and_temperatures(error, options, message):
+    with pytest.raises(error, match=message):
+        softmax(np.zeros(3), **options)

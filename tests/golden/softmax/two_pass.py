@@ -12,7 +12,11 @@ THREE_PASS = ("three_pass_recompute", "three_pass_reload", "online")
 
 
 def exact(row):
-    terms = [mpmath.exp(mpmath.mpf(float(v))) for v in row]
+    return exact_of([mpmath.mpf(float(v)) for v in row])
+
+
+def exact_of(logits):
+    terms = [mpmath.exp(v) for v in logits]
     total = mpmath.fsum(terms)
     return [term / total for term in terms]
 
@@ -28,6 +32,58 @@ def gradient_rows(x, cotangent):
         mean = mpmath.fsum(p * g for p, g in zip(y, dy, strict=True))
         rows.append([float(p * (g - mean)) for p, g in zip(y, dy, strict=True)])
     return np.array(rows)
+
+
+def where_cases(rng):
+    """Over the entries that take part, of x / temperature: 50 digits, the division included."""
+    found = []
+    x = (4 * rng.standard_normal((4, 21))).astype(np.float32)
+    cotangent = rng.standard_normal(x.shape).astype(np.float32)
+    where = rng.random(x.shape) < 0.6
+    where[2] = False
+    for temperature in (0.1, 1.0, 7.5):
+        value, gradient, log, total, spread = (np.zeros(x.shape) for _ in range(5))
+        log[...], total = -np.inf, np.full(len(x), -np.inf)
+        for row, chosen in enumerate(where):
+            if not chosen.any():
+                continue
+            logits = [mpmath.mpf(float(v)) / mpmath.mpf(temperature) for v in x[row][chosen]]
+            y, dy = exact_of(logits), [mpmath.mpf(float(g)) for g in cotangent[row][chosen]]
+            mean = mpmath.fsum(p * g for p, g in zip(y, dy, strict=True))
+            lse = mpmath.log(mpmath.fsum(mpmath.exp(v) for v in logits))
+            asked = mpmath.fsum(dy)
+            value[row, chosen] = [float(p) for p in y]
+            gradient[row, chosen] = [float(p * (g - mean) / temperature) for p, g in zip(y, dy, strict=True)]
+            log[row, chosen], total[row] = [float(v - lse) for v in logits], float(lse)
+            spread[row, chosen] = [float((g - p * asked) / temperature) for p, g in zip(y, dy, strict=True)]
+        # In float64 the quotient's half unit, of up to 2**8 here, becomes relative error.
+        for dtype, limit in ((np.float32, 2), (np.float64, 256)):
+            label = f"{np.dtype(dtype).name}, masked, temperature {temperature}"
+            shared = {
+                "args": (x.astype(dtype),),
+                "options": {"where": where, "temperature": temperature},
+                "source": MPMATH,
+            }
+            forward = Tolerance(limit, "ulp")
+            for function, expected in (("softmax", value), ("log_softmax", log), ("logsumexp", total)):
+                found.append(
+                    GoldenCase(
+                        function=f"softmax.{function}", name=label, expected=expected, tolerance=forward, **shared
+                    )
+                )
+            backward = Tolerance(16, "ulp_of_largest")
+            for function, expected in (("softmax", gradient), ("log_softmax", spread)):
+                found.append(
+                    GoldenCase(
+                        function=f"softmax.{function}",
+                        name=label,
+                        cotangent=cotangent.astype(dtype),
+                        expected=(expected,),
+                        tolerance=backward,
+                        **shared,
+                    )
+                )
+    return found
 
 
 def pair_cases(rng):
@@ -98,7 +154,7 @@ def pair_cases(rng):
 
 def cases():
     rng = np.random.default_rng(200104438)
-    found = pair_cases(rng)
+    found = pair_cases(rng) + where_cases(np.random.default_rng(20))
     hand = np.array([1000.0, 1001.0, 1002.0])
     truth = np.array([0.090030573170380458, 0.24472847105479765, 0.66524095577482189])
     gradient = np.array([0.14181709360981, 0.14077035746963, -0.28258745107944])
