@@ -317,7 +317,7 @@ static int N(affine)(int target, int rounding, const T *x, const T *scale, const
                      rn_layout layout, void *y, T *slope) {
     size_t total = N(total)(layout), item = target == RN_TO_BYTES ? 1 : target == RN_TO_INT32 ? 4 : sizeof(T);
     int stream = total * (sizeof(T) + item) > rn_cache_bytes() && (const void *)y != (const void *)x;
-    int threads = rn_threads(total / 64 + 1, (WIDE ? 0.16 : 0.065) * (double)total), wrong = 0;
+    int threads = rn_threads(total / 64 + 1, (WIDE ? 0.2 : 0.1) * (double)total), wrong = 0;
     RN_PARALLEL(threads) {
         SHARE_ENTRIES(total, first, last);
         VT not_finite = {0};
@@ -519,7 +519,7 @@ static void N(points_piece)(int type, const void *q, const T *scale, const T *of
 static void N(affine_points)(int type, const void *q, const T *scale, const T *offset, rn_layout layout, T *y) {
     size_t total = N(total)(layout);
     int stream = total * sizeof(T) > rn_cache_bytes() / 2;
-    int threads = rn_threads(total / 64 + 1, (WIDE ? 0.085 : 0.04) * (double)total);
+    int threads = rn_threads(total / 64 + 1, (WIDE ? 0.15 : 0.1) * (double)total);
     RN_PARALLEL(threads) {
         SHARE_ENTRIES(total, first, last);
         for (size_t at = first; at < last;) {
