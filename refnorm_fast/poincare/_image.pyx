@@ -664,7 +664,7 @@ cdef class _Batch:
         dvariance = -dscale * self.way.scale / (2 * (self.at.variance + self.eps))
         if self.training:
             dmiddle = dmiddle + self.middle_of_variance(sums, dvariance)
-        dx, along, total = self.pull(g, numpy.ascontiguousarray(dmiddle), dvariance if self.training else 0)
+        dx, along, total = self.pull(g, _in_order(dmiddle), dvariance if self.training else 0)
         dbias = self.bias_cotangent(sums[channels : 2 * channels])
         # All lengths times r, all variances times r^2 and the curvature over r^2 give r times the result.
         along += numpy.dot(dbias, self.bias) + 2 * (dgain * self.gain + dvariance * self.eps)
