@@ -5,6 +5,7 @@ sigmoid_attention(query, key, value) = sigmoid(scale query key^T + bias) value, 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -143,9 +144,9 @@ def sigmoid_attention_vjp(
         return array if allowed is None else np.where(allowed[..., part], array, array.dtype.type(0))
 
     # No row is summed over: blocks of keys add up, in any order.
-    y: Array[F] = np.zeros((*shape[:-1], value.shape[-1]), query.dtype)
-    for part in parts:
-        y += visible(part, sigmoid(scores_of(part))) @ value[..., part, :]
+    y: Array[F] = functools.reduce(
+        np.add, (visible(part, sigmoid(scores_of(part))) @ value[..., part, :] for part in parts)
+    )
 
     def pullback(dy: Array[F]) -> tuple[Array[F], ...]:
         biases = [given for given in (bias, attn_bias) if isinstance(given, np.ndarray)]

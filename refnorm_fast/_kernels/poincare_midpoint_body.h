@@ -95,6 +95,24 @@ static int N(weigh)(const rn_poincare_pixels *pixels, const N(block) *block, dou
     return outside;
 }
 
+/* The sum of mass (x - from - drift), or with `squares` of its square, over one channel of a block, in chains side by side. */
+RN_INLINE vf64 N(channel_sum)(const N(block) *block, const T *x, const double *mass, double from, double drift, const int squares) {
+    vf64 sum[4] = {{0}, {0}, {0}, {0}};
+    size_t p = 0;
+    for (; p + 4 * VF64 <= block->count; p += 4 * VF64) {
+#pragma GCC unroll 4
+        for (size_t j = 0; j < 4; j++) {
+            vf64 offset = (N(load_pixels)(x + p + j * VF64, VF64) - from) - drift, each = vf64_load(mass + p + j * VF64);
+            sum[j] = vf64_fma(squares ? each * offset : each, offset, sum[j]);
+        }
+    }
+    for (; p < block->count; p += VF64) {
+        vf64 offset = (N(load_pixels)(x + p, block->readable - p) - from) - drift, each = vf64_load(mass + p);
+        sum[0] = vf64_fma(squares ? each * offset : each, offset, sum[0]);
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 /* The mean's drift from the heaviest point, and the scatter about the mean. */
 static void N(scatter_of)(const rn_poincare_pixels *pixels, const N(block) *block, const double *mass, double *part) {
     double *heaviest = part + PART_HEAD, *drift = heaviest + pixels->channels, total = part[PART_MASS];
@@ -104,15 +122,9 @@ static void N(scatter_of)(const rn_poincare_pixels *pixels, const N(block) *bloc
     for (size_t k = 0; k < pixels->channels; k++) {
         const T *x = block->x + k * block->stride;
         heaviest[k] = (double)x[at];
-        vf64 from = vf64_set(heaviest[k]), sum = {0};
-        for (size_t p = 0; p < block->count; p += VF64)
-            sum = vf64_fma(vf64_load(mass + p), N(load_pixels)(x + p, block->readable - p) - from, sum);
-        drift[k] = total == 0 ? 0 : vf64_sum(sum) / total;
+        drift[k] = total == 0 ? 0 : vf64_sum(N(channel_sum)(block, x, mass, heaviest[k], 0, 0)) / total;
         /* The sum of the two need not be rounded. */
-        for (size_t p = 0; p < block->count; p += VF64) {
-            vf64 offset = (N(load_pixels)(x + p, block->readable - p) - from) - drift[k];
-            scatter = vf64_fma(vf64_load(mass + p) * offset, offset, scatter);
-        }
+        scatter += N(channel_sum)(block, x, mass, heaviest[k], drift[k], 1);
     }
     part[PART_SCATTER] = vf64_sum(scatter);
 }
@@ -271,38 +283,56 @@ static int N(midpoint_back)(const rn_poincare_pixels *pixels, const T *x, const 
 }
 
 /* Many sets, each one image of rows: midpoints and gaps, or with `g` the cotangents. */
-static int N(all_midpoints)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights, double *middles,
-                            double *gaps, const double *g, T *dx, T *dweights, double *terms) {
-    size_t points = pixels->area, channels = pixels->channels;
-    double cost = MIDPOINT_COST(pixels) * (g ? 3 : 1);
+typedef struct {
+    const rn_poincare_pixels *pixels;
+    const T *x, *weights;
+    double *middles, *gaps;
+    const double *g;
+    T *dx, *dweights;
+    double *terms;
+    int threads; /* within a set */
+} N(sets);
+
+static int N(sets_between)(const N(sets) *of, size_t first, size_t last) {
+    size_t points = of->pixels->area, channels = of->pixels->channels;
+    double *vectors = rn_scratch(2, 3 * channels * sizeof(double));
+    int failed = 0;
+    if (vectors == NULL) return RN_POINCARE_MEMORY;
+    for (size_t i = first; i < last; i++) {
+        rn_poincare_midpoint to = {.middle = vectors, .heaviest = vectors + channels, .drift = vectors + 2 * channels};
+        const T *x = of->x + i * points * channels, *weights = of->weights ? of->weights + i * points : NULL;
+        if (of->g != NULL) {
+            failed |= N(midpoint_back)(of->pixels, x, weights, of->g + i * channels, of->threads, &to,
+                                       of->dx + i * points * channels, of->dweights ? of->dweights + i * points : NULL,
+                                       of->terms + i);
+            continue;
+        }
+        to.middle = of->middles + i * channels;
+        failed |= N(midpoint_of)(of->pixels, x, weights, 0, of->threads, &to);
+        of->gaps[i] = to.gap;
+    }
+    return failed;
+}
+
+static int N(all_sets)(N(sets) of, size_t sets) {
+    double cost = MIDPOINT_COST(of.pixels) * (of.g ? 3 : 1);
     int across = rn_threads(sets, (double)sets * cost), result = 0;
-    int within = across > 1 ? 1 : rn_threads(points / BLOCK_PIXELS + 1, cost);
+    of.threads = across > 1 ? 1 : rn_threads(of.pixels->area / BLOCK_PIXELS + 1, cost);
+    /* Threads of a region within a region, even of one thread, are started anew each time. */
+    if (across == 1) return N(sets_between)(&of, 0, sets);
     RN_PARALLEL(across) {
         RN_SHARE(sets, first, last);
-        int mine = 0;
-        double *vectors = rn_scratch(2, 3 * channels * sizeof(double));
-        if (vectors == NULL) mine = RN_POINCARE_MEMORY;
-        for (size_t i = first; i < last && vectors != NULL; i++) {
-            rn_poincare_midpoint to = {.middle = vectors, .heaviest = vectors + channels, .drift = vectors + 2 * channels};
-            const T *of = weights ? weights + i * points : NULL;
-            if (g != NULL) {
-                mine |= N(midpoint_back)(pixels, x + i * points * channels, of, g + i * channels, within, &to,
-                                         dx + i * points * channels, dweights ? dweights + i * points : NULL, terms + i);
-                continue;
-            }
-            to.middle = middles + i * channels;
-            mine |= N(midpoint_of)(pixels, x + i * points * channels, of, 0, within, &to);
-            gaps[i] = to.gap;
-        }
+        int mine = N(sets_between)(&of, first, last);
         if (mine) __atomic_fetch_or(&result, mine, __ATOMIC_RELAXED);
     }
     return result;
 }
 static int N(midpoints)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights, double *middles,
                         double *gaps) {
-    return N(all_midpoints)(pixels, sets, x, weights, middles, gaps, NULL, NULL, NULL, NULL);
+    return N(all_sets)((N(sets)){.pixels = pixels, .x = x, .weights = weights, .middles = middles, .gaps = gaps}, sets);
 }
 static int N(midpoints_back)(const rn_poincare_pixels *pixels, size_t sets, const T *x, const T *weights, const double *g,
                              T *dx, T *dweights, double *terms) {
-    return N(all_midpoints)(pixels, sets, x, weights, NULL, NULL, g, dx, dweights, terms);
+    return N(all_sets)((N(sets)){.pixels = pixels, .x = x, .weights = weights, .g = g, .dx = dx, .dweights = dweights,
+                                 .terms = terms}, sets);
 }
