@@ -40,4 +40,5 @@ def got(name: str, known: Iterable[str]) -> str:
     "'layernorm' (nearest: norms/layer_norm)"
     """
     names = ", ".join(nearest(name, known))
-    return f"{name!r} (nearest: {names})" if names else repr(name)
+    shown = f"{name!r:.80}"
+    return f"{shown} (nearest: {names})" if names else shown

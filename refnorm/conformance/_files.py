@@ -109,7 +109,7 @@ def decode_cases(entries: Sequence[Any], arrays: Mapping[str, AnyArray], file: s
                 )
             )
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise ValueError(f"{where}: {_checks.reason(error)}") from None
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 """Names of activations in ``config.json``, and ours."""
+
+FOLDER = re.compile(r"[\w-][\w.-]{0,99}")
+"""Names of folders that are looked into: nothing outside of the model's directory."""
 
 POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
 
@@ -161,6 +165,8 @@ def _pooling(directory: Path) -> tuple[str, bool]:
             )
         normalize = "Normalize" in kinds
         folder = next((str(m.get("path")) for m, k in zip(modules, kinds, strict=True) if k == "Pooling"), folder)
+        if not FOLDER.fullmatch(folder):
+            raise ModelError(f"{path}: expected the name of a folder as the path of Pooling, got {folder!r:.80}")
     path = directory / folder / "config.json"
     if not path.is_file():
         return "mean", normalize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -219,7 +220,7 @@ def load_encoder(
             f"with these operations, got {config.activation}"
         )
     tokenizer = _read_tokenizer(path / "tokenizer.json", config)
-    prefix, suffix = _special_tokens(tokenizer)
+    prefix, suffix = _special_tokens(path / "tokenizer.json", tokenizer)
     if len(prefix) + len(suffix) >= config.max_tokens:
         raise ModelError(f"{path}: expected room for a token in texts of {config.max_tokens} tokens, got none")
     weights = read_weights(path, config, lambda layer: prepare_layer(layer, operations))
@@ -262,24 +263,36 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def _read_tokenizer(path: Path, config: EncoderConfig) -> Any:
     from tokenizers import Tokenizer
 
-    try:
+    with _tokenizer_problems(path):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise ModelError(f"{path}: expected a tokenizer, got: {_checks.reason(error)}") from None
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     # The file may ask for padding to a fixed length and for a cut; the encoder packs, and cuts itself.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    if tokenizer.get_vocab_size() > config.vocabulary:
-        raise ModelError(
-            f"{path}: expected at most vocab_size {config.vocabulary} tokens, got {tokenizer.get_vocab_size()}"
-        )
+    if largest >= config.vocabulary:
+        raise ModelError(f"{path}: expected ids of tokens below vocab_size {config.vocabulary}, got {largest}")
     return tokenizer
 
 
-def _special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _special_tokens(path: Path, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids that the tokenizer puts before and behind a text."""
-    encoding = tokenizer.encode("a", add_special_tokens=True)
+    with _tokenizer_problems(path):
+        encoding = tokenizer.encode("a", add_special_tokens=True)
+        # A vocabulary without a token for what is unknown fails only when it meets something unknown.
+        tokenizer.encode("\u2603 \u0f3a")
     inside = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
     if not inside:
-        raise ModelError("tokenizer.json: expected a token for the letter a, got none")
+        raise ModelError(f"{path}: expected a token for the letter a, got none")
     return tuple(encoding.ids[: inside[0]]), tuple(encoding.ids[inside[-1] + 1 :])
+
+
+@contextmanager
+def _tokenizer_problems(path: Path) -> Iterator[None]:
+    """Turn whatever the library raises into an error that names the file."""
+    try:
+        yield
+    except BaseException as error:
+        # It raises plain Exception; a panic inside arrives as an exception that is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{path}: expected a tokenizer, got: {_checks.reason(error)}") from None

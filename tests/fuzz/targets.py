@@ -91,7 +91,7 @@ def model_directory(rng: random.Random) -> str:
         _damage(rng, rng.choice(files))
         try:
             encoder = load_encoder(folder, backend="reference")
-            encoder.embed(["the cat sat on the mat", ""])
+            encoder.embed(["the cat sat on the mat", "", "\ue000 \u2603 caf\u00e9 zz9", "." * 300])
         except ModelError as error:
             return _refused(error)
     return "loaded"
