@@ -112,7 +112,10 @@ def test_unknown_schema_and_method_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.array(["a"]), r"0\.args\.0: expected a float, integer or boolean array, got dtype <U1"),
+        (
+            np.array(["a"]),
+            r"0\.args\.0: expected a float, integer or boolean array of at most 8 bytes an item, got dtype <U1",
+        ),
         (object(), r"0\.args\.0: expected an array, number, string, list, dict or record, got object"),
         (GoldenCase, "got type"),
     ],
