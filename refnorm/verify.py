@@ -4,7 +4,7 @@ Four questions, each answered in the place where the packages will be used:
 
 - Are the files those of the wheel? Their digests are held to the record that the wheel brought along.
 - Do the examples in the docstrings print what they say?
-- Does :mod:`refnorm` reproduce its golden vectors, which come from elsewhere (:mod:`refnorm.conformance`)?
+- Does ``refnorm`` reproduce its golden vectors, which come from elsewhere (:mod:`refnorm.conformance`)?
 - Does ``refnorm_fast``, at every instruction set level of this processor?
 """
 
@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import Distribution
 from pathlib import Path
 from types import ModuleType
 
@@ -112,7 +113,7 @@ def _checks() -> Iterator[Check]:
         runtime.use_isa(before)
 
 
-def check_files(distribution: importlib.metadata.Distribution | None = None) -> Check:
+def check_files(distribution: Distribution | None = None) -> Check:
     """Hold the installed files to the digests in the wheel's record.
 
     Parameters

@@ -34,6 +34,7 @@ def listed(name):
 
 
 def test_the_list_is_what_the_code_has():
+    pytest.importorskip("refnorm_fast", exc_type=ImportError, reason="this installation has no kernels")
     assert api.check(listed("public.txt"), api.entries()) == [], "run tools/public_api and look at the difference"
 
 

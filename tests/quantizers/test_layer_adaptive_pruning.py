@@ -266,3 +266,21 @@ GRID = [0, 0.5, 1]
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("curves", "sizes", "ratios", "message"),
+    [
+        (np.zeros((0, 2)), [], [0.0, 1.0], "sizes: expected at least one layer, got none"),
+        (
+            np.zeros((1, 2)),
+            [4],
+            [[0.0, 1.0]],
+            r"ratios: expected 1 to \d+ numbers in one dimension, got shape \(1, 2\)",
+        ),
+        (np.zeros((1, 0)), [4], [], r"ratios: expected 1 to \d+ numbers in one dimension, got shape \(0,\)"),
+    ],
+)
+def test_curves_without_layers_or_ratios_are_refused(curves, sizes, ratios, message):
+    with pytest.raises(ValueError, match=message):
+        allocate_ratios(curves, np.array(sizes, int), ratios=ratios, sparsity=0.5)

@@ -346,3 +346,9 @@ EYE = np.eye(2)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("strength", [np.nan, np.inf])
+def test_a_strength_that_is_not_finite_is_named(strength):
+    with pytest.raises(ValueError, match=f"strength: expected a finite number, got {strength}"):
+        grasp_energy(OPPOSITE, -OPPOSITE, LIFT, friction=0.5, strength=strength)

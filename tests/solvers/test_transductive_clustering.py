@@ -253,3 +253,14 @@ Z = np.full((2, 2), 0.5)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_without_the_shift_the_labels_of_separate_clusters_are_the_same():
+    support, query = np.array([[0.0], [1.0]]), np.array([[0.1], [0.3], [0.6], [0.9]])
+    options = {"n_classes": 2, "k": 1, "temperature": 0.1}
+    plain, shifted = (
+        transductive_cluster(support, np.array([0, 1]), query, psd_shift=shift, **options) for shift in (False, True)
+    )
+    np.testing.assert_array_equal(plain.labels, [0, 0, 1, 1])
+    np.testing.assert_array_equal(shifted.labels, plain.labels)
+    assert not np.array_equal(shifted.history["energy"], plain.history["energy"])
