@@ -21,7 +21,7 @@ def add(app: typer.Typer) -> None:
 def list_methods(
     word: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[WORD]...", help="Only methods whose name, title or functions hold all the words."),
+        typer.Argument(metavar="WORD", help="Only methods whose name, title or functions hold all the words."),
     ] = None,
     room: Annotated[str | None, typer.Option("--room", metavar="ROOM", help="Only this room.")] = None,
     json: options.Json = False,

@@ -56,6 +56,6 @@ MethodName = Annotated[
 MethodNames = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[METHOD]...", help="For example norms/layer_norm. [default: all]", autocompletion=complete_method
+        metavar="METHOD", help="For example norms/layer_norm. [default: all]", autocompletion=complete_method
     ),
 ]

@@ -20,7 +20,7 @@ def add(app: typer.Typer) -> None:
 
 def race(
     word: Annotated[
-        list[str] | None, typer.Argument(metavar="[WORD]...", help="Only races whose method or file holds a word.")
+        list[str] | None, typer.Argument(metavar="WORD", help="Only races whose method or file holds a word.")
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="Rounds of a race at most.")] = 21,
     budget: Annotated[float, typer.Option("--budget", metavar="S", help="Seconds of a race at most.")] = 6.0,

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,20 @@ from refnorm.cli._output import Problem, reason
 class Source:
     """A text that has been looked through once."""
 
-    name: str
+    path: str
+    """As given; ``-`` is standard input."""
     characters: int
     content: bytes | None
     """Held where it cannot be read twice: standard input, a pipe."""
 
+    @property
+    def name(self) -> str:
+        """What the file is called in the output; bytes that are no text have a sign in their place."""
+        return "standard input" if self.path == "-" else os.fsencode(self.path).decode("utf-8", "replace")
+
     def open(self) -> TextIO:
         if self.content is None:
-            return Path(self.name).open(encoding="utf-8-sig")
+            return Path(self.path).open(encoding="utf-8-sig")
         return io.TextIOWrapper(io.BytesIO(self.content), encoding="utf-8-sig")
 
 
@@ -52,8 +59,11 @@ def checked_source(name: str) -> Source:
             raise Problem(f"{name}: expected UTF-8 text, got an unfinished character at the end")
     except OSError as error:
         raise Problem(f"{name}: {reason(error)}") from None
+    except ValueError as error:
+        # A zero character, or one that no file name can have.
+        raise Problem(f"{name!r}: expected a file name, got: {error}") from None
     if not position:
         raise Problem(f"{name}: expected text, got an empty file")
     if blank:
         raise Problem(f"{name}: expected text, got nothing but white space")
-    return Source("standard input" if name == "-" else name, characters, content)
+    return Source(name, characters, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -265,6 +266,8 @@ def _read_tokenizer(path: Path, config: EncoderConfig) -> Any:
 
     with _tokenizer_problems(path):
         tokenizer = Tokenizer.from_file(str(path))
+        if tokenizer.post_processor is not None:
+            _check_template(path, json.loads(tokenizer.post_processor.__getstate__()))
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     # The file may ask for padding to a fixed length and for a cut; the encoder packs, and cuts itself.
     tokenizer.no_padding()
@@ -272,6 +275,18 @@ def _read_tokenizer(path: Path, config: EncoderConfig) -> Any:
     if largest >= config.vocabulary:
         raise ModelError(f"{path}: expected ids of tokens below vocab_size {config.vocabulary}, got {largest}")
     return tokenizer
+
+
+def _check_template(path: Path, processor: dict[str, Any]) -> None:
+    """Refuse a template with a special token that it has no id for: the library would panic, and print how."""
+    for inner in processor.get("processors", ()):
+        _check_template(path, inner)
+    named = [piece["SpecialToken"]["id"] for piece in processor.get("single", ()) if "SpecialToken" in piece]
+    unknown = sorted(set(named) - set(processor.get("special_tokens", ())))
+    if unknown:
+        raise ModelError(
+            f"{path}: expected ids of all special tokens of the template, got none of {', '.join(unknown):.80}"
+        )
 
 
 def _special_tokens(path: Path, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -291,6 +306,8 @@ def _tokenizer_problems(path: Path) -> Iterator[None]:
     """Turn whatever the library raises into an error that names the file."""
     try:
         yield
+    except ModelError:
+        raise
     except BaseException as error:
         # It raises plain Exception; a panic inside arrives as an exception that is none.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

@@ -131,6 +131,24 @@ def test_file_names_are_not_taken_for_markup(model, here, capsys):
     assert "[bold]" in out
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are no text")
+@pytest.mark.parametrize("form", ["text", "jsonl"])
+def test_a_file_whose_name_is_no_text_is_read_and_named(model, here, form):
+    with open(b"caf\xe9.txt", "w") as stream:
+        stream.write("hello world\n")
+    process = start(
+        "embed", b"caf\xe9.txt", "--format", form, "--model", str(model), "--backend", "reference", "-q", cwd=here
+    )
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "caf\ufffd.txt" in out
+
+
+def test_a_name_that_no_file_can_have_is_refused(model, here, capsys):
+    assert run(model, "embed", "a\0b") == 2
+    assert "expected a file name, got: embedded null byte" in capsys.readouterr().err
+
+
 def test_standard_input_is_a_file_called_minus(model, here):
     process = start("embed", "-", "--model", str(model), "--backend", "reference", stdin=subprocess.PIPE)
     out, _ = process.communicate("hello world\n", timeout=60)

@@ -169,7 +169,7 @@ WORDS = (
     "--help", "-h", "--json", "--model", ".", "--backend", "reference", "fast", "--top", "-k", "0", "-1", "3", "99999999999999999999",
     "--format", "npy", "jsonl", "--output", "-o", "out.npy", "out.jsonl", "none/x", "--threads", "1", "--passage-tokens", "8",
     "--quantize", "affine", "llm_int8", "--bits", "4", "--calibration", "--room", "norms", "layer_norm", "norms/layer_norm",
-    "norms.layer_norm", "layer", "conv2d", "", " ", "é", "\ud800", "[bold]", "%s", "{0}", "../..", "/", "a" * 3000, "--", "---",
+    "norms.layer_norm", "layer", "conv2d", "", " ", "é", "\udcff", "[bold]", "%s", "{0}", "../..", "/", "a" * 3000, "--", "---",
     "--method", "--vectors", "--overwrite", "json", "json:dumps", "refnorm:ROOMS", "no.such", ":", "x:", "os:nothing", "..",
     "--rounds", "--budget", "nan", "-q", "--quiet", "config.json", "model.safetensors", "\n", "a\tb", "1e400", "--version",
 )  # fmt: skip

@@ -168,3 +168,68 @@ def test_a_tolerance_without_a_limit_is_refused():
         Tolerance(rule="ulp")
     with pytest.raises(ValueError, match="rule: expected one of"):
         Tolerance(1.0, "about")
+
+
+def test_of_a_result_with_fields_those_that_count_are_compared(tmp_path):
+    case = GoldenCase("room.f", "r", (2.0,), {"x": np.array(4.0)}, "by hand", kind="fields")
+    save_cases("room/f", [case], tmp_path)
+    vectors = {"room/f": load_cases("room/f", tmp_path)}
+
+    def outcome(function):
+        (found,) = run({"room.f": function}, vectors=vectors)
+        return found
+
+    assert outcome(lambda v: SimpleNamespace(x=np.array(v * v), n_iter=7)).passed
+    assert outcome(lambda v: {"x": v * v, "history": {}}).passed
+    assert not outcome(lambda v: {"x": v}).passed
+    assert "KeyError" in outcome(lambda v: {"y": v}).problem
+
+
+def test_what_an_implementation_does_not_do_is_neither_passed_nor_failed():
+    def last_axis_only(x, gain, bias, *, eps=1e-5, axes=(-1,)):
+        if tuple(axes) != (-1,):
+            raise NotImplementedError("other axes")
+        return layer_norm(x, gain, bias, eps=eps)
+
+    outcomes = run({"norms.layer_norm": last_axis_only})
+    (left_out,) = [outcome for outcome in outcomes if not outcome.supported]
+    assert (left_out.passed, left_out.failed, left_out.problem) == (False, False, "other axes")
+    assert format_table(outcomes).splitlines()[-1] == "8 passed, 0 failed, 1 not supported"
+    assert "8/8" in format_table(outcomes)
+
+
+def test_the_report_is_json_with_distances(tmp_path):
+    (tmp_path / "near.py").write_text(
+        "from refnorm.norms import layer_norm\n"
+        "def functions():\n    return {'norms.layer_norm': lambda *a, **o: layer_norm(*a, **o) * (1 + 2**-20)}\n"
+        "def broken():\n    raise KeyError('gone')\n"
+    )
+    done = command("run", "near:functions", "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert found["implementation"] == "near:functions"
+    assert found["summary"]["failed"] > 0
+    double = next(case for case in found["cases"] if case["name"].startswith("shape (5, 2)"))
+    assert 2**31 < double["ulp"] < 2**34
+    assert double["entry_ulp"] >= double["ulp"]
+    wrong = command("run", "near:broken", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("conformance: implementation: near:broken: KeyError: 'gone' (")
+    assert wrong.stderr.rstrip().endswith("near.py:5)")
+
+
+def test_commands_of_the_module_need_no_other_package(tmp_path):
+    exported = command("export", "vectors", "--method", "nn/linear", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert "cases of 1 methods" in exported.stdout
+    again = command("export", "vectors", cwd=tmp_path)
+    assert again.returncode == 2
+    assert again.stderr.startswith(
+        "conformance: DIR: expected an empty folder, or --overwrite, got an earlier export: "
+    )
+    listed = json.loads(command("list", "--json", cwd=tmp_path).stdout)
+    assert listed["nn/linear"] == {"nn.linear": 11, "nn.linear_vjp": 11}
+    compared = command("compare", "vectors", cwd=tmp_path)
+    assert compared.returncode == 0
+    assert "0 removed, 0 changed: the version rises by MINOR" in compared.stdout
+    assert command("run", "refnorm", "--vectors", "vectors", cwd=tmp_path).stdout.endswith("22 passed, 0 failed\n")
