@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 MARK = {True: "✓", False: "✗", None: "–"}
 SAID = {True: "there", False: "missing", None: "does not apply"}
 CATALOGUE_COLUMNS = r"p{0.38\linewidth}p{0.1\linewidth}p{0.11\linewidth}p{0.08\linewidth}*{3}{p{0.06\linewidth}}"
+RACE_COLUMNS = (0.16, 0.32, 0.09, 0.19, 0.14)
+"""Widths on paper, as parts of a line."""
 KIND = {True: "yes", False: "no", None: "none"}
 
 
@@ -317,8 +319,13 @@ class Race(BookDirective):
             heading: list[nodes.Node | str] = [nodes.strong(name, name)]
             if not self.arguments:
                 heading += [" (", to_chapter(self.env, method, method), ")"]
+            # On paper the name stays with its table.
+            made.append(nodes.raw("", r"\needspace{7\baselineskip}", format="latex"))
             made.append(paragraph(*heading, classes=["race-name"]))
-            made.append(self.results(group))
+            results = self.results(group)
+            columns = RACE_COLUMNS[: len(list(results.findall(nodes.colspec)))]
+            spec = "".join(rf"p{{{width}\linewidth}}" for width in columns)
+            made += [addnodes.tabular_col_spec(spec=spec), results]
         command = data.get("command", "tools/race")
         made.append(
             paragraph(

@@ -173,3 +173,11 @@ def test_the_checker_of_epubs_is_run_as_it_is_packed(tool, tmp_path, monkeypatch
         checker.write_bytes(content)
         checker.chmod(0o755)
         assert tool.epub_checker() == command
+
+
+def test_the_tool_says_what_is_missing(tool, monkeypatch, capsys):
+    assert tool.installed("sphinx.builders")
+    monkeypatch.setattr(tool, "NEEDED", ("sphinx", "absent_namespace.part"))
+    monkeypatch.setattr(sys, "argv", ["book"])
+    assert tool.main() == 2
+    assert 'absent_namespace.part missing: pip install ".[docs]"' in capsys.readouterr().err
