@@ -29,8 +29,10 @@ extensions = [
     "sphinx_exercise",
     "sphinx_proof",
     "sphinxcontrib.bibtex",
+    "sphinxcontrib.rsvgconverter",  # drawings stay drawings in a PDF
     "refnorm_book",
     "notebooks",
+    "book_forms",
 ]
 root_doc = "index"
 exclude_patterns = ["_build", "_generated", "_ext", "_data", "Thumbs.db", ".DS_Store"]
@@ -46,9 +48,11 @@ numfig_secnum_depth = 0
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist", "attrs_inline"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
+book_macros = {"R": r"\mathbb{R}", "mean": r"\operatorname{mean}"}
+html_math_renderer = "mathjax"  # an EPUB has "mathml": tools/book --epub
 mathjax3_config = {
     "options": {"processHtmlClass": "tex2jax_process|mathjax_process|math|output_area"},
-    "tex": {"macros": {"R": r"\mathbb{R}", "mean": r"\operatorname{mean}"}},
+    "tex": {"macros": book_macros},
     "chtml": {"mtextInheritFont": True},
 }
 
@@ -87,6 +91,7 @@ html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": "auto"}
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
 html_show_sourcelink = False
 html_copy_source = False
 html_show_copyright = False
@@ -103,6 +108,34 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+# --- An EPUB
+epub_title = "refnorm"
+epub_description = "Machine-learning papers as readable NumPy with hand-derived backward passes"
+epub_identifier = epub_uid = "refnorm-book"
+epub_scheme = "ID"
+epub_contributor = author
+epub_css_files = ["epub.css"]
+epub_exclude_files = ["_static/book.css"]
+epub_show_urls = "no"
+epub_tocscope = "includehidden"
+
+# --- A PDF
+latex_engine = "xelatex"
+latex_use_xindy = False
+latex_documents = [(root_doc, "refnorm.tex", "refnorm", author, "manual")]
+latex_show_urls = "no"
+latex_table_style = ["booktabs"]
+latex_elements = {
+    "papersize": "a4paper",
+    "pointsize": "10pt",
+    "extraclassoptions": "openany,oneside",
+    "fncychap": "",
+    "sphinxsetup": "verbatimforcewraps=true, hmargin=2.2cm, vmargin=2.4cm",
+    "preamble": "".join(rf"\newcommand{{\{name}}}{{{meaning}}}" "\n" for name, meaning in book_macros.items())
+    # A tall drawing leaves room for its caption.
+    + r"\makeatletter\AtBeginDocument{\spx@image@maxheight=.82\textheight}\makeatother",
+}
+
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 

@@ -30,6 +30,7 @@ from typing import Any
 import nbformat
 import resvg_py
 import run_script
+from book_forms import with_macros
 from docutils import nodes
 from docutils.utils import new_document
 from notebook_runner import CodeCell, Runner
@@ -177,9 +178,7 @@ class NotebookTranslator(MarkdownTranslator):  # type: ignore[misc]
         self._push_status(section_level=level)
 
     def formula(self, text: str) -> str:
-        for name, meaning in self.config.mathjax3_config["tex"]["macros"].items():
-            text = re.sub(rf"\\{name}(?![A-Za-z])", lambda _, meaning=meaning: meaning, text)
-        return text
+        return with_macros(text, self.config.book_macros)
 
     def visit_math(self, node: nodes.math) -> None:
         text = " ".join(self.formula(node.astext()).split())
@@ -612,13 +611,13 @@ def cut_page(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     state.setdefault("cells", {})[docname] = Cutter(app, docname, pages, doctree).cut()
     title = next(iter(doctree.findall(nodes.title)))
     place = posixpath.relpath(f"{FOLDER}/{docname}.ipynb", posixpath.dirname(docname) or ".")
-    link = download_link(place, "Download this chapter as a Jupyter notebook")
+    (link,) = download_link(place, "Download this chapter as a Jupyter notebook").children
     title.parent.insert(title.parent.index(title) + 1, link)
 
 
-def download_link(address: str, text: str) -> nodes.raw:
+def download_link(address: str, text: str) -> addnodes.only:
     html = f'<p class="notebook-link"><a href="{address}" download>{text}</a></p>'
-    return nodes.raw("", html, format="html")
+    return addnodes.only("", nodes.raw("", html, format="html"), expr="builder_html")
 
 
 class AllNotebooks(SphinxDirective):

@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 MARK = {True: "✓", False: "✗", None: "–"}
 SAID = {True: "there", False: "missing", None: "does not apply"}
+CATALOGUE_COLUMNS = r"p{0.38\linewidth}p{0.1\linewidth}p{0.11\linewidth}p{0.08\linewidth}*{3}{p{0.06\linewidth}}"
+RACE_COLUMNS = (0.16, 0.32, 0.09, 0.19, 0.14)
+"""Widths on paper, as parts of a line."""
 KIND = {True: "yes", False: "no", None: "none"}
 
 
@@ -166,7 +169,7 @@ class MethodBox(BookDirective):
             box += paragraph(title, classes=["method-title"])
             box += paragraph(*source)
         else:
-            box += paragraph(title, span("shared by the room", "method-basics"), classes=["method-title"])
+            box += paragraph(title, " ", span("shared by the room", "method-basics"), classes=["method-title"])
             box += paragraph("First source: ", *source)
         functions: list[nodes.Node | str] = ["Functions: "]
         for number, name in enumerate(status.functions):
@@ -277,7 +280,7 @@ def drawing(directive: BookDirective, name: str, found: Evidence) -> list[nodes.
     figure = nodes.figure(classes=["evidence-figure"])
     for theme, file in found.drawing["files"].items():
         target = generated / f"{name.replace('/', '-')}-{theme}{Path(file).suffix}"
-        fresh = (found.folder / file).read_bytes()
+        fresh = plain_svg((found.folder / file).read_bytes())
         if not target.is_file() or target.read_bytes() != fresh:
             target.write_bytes(fresh)
         alternative = " ".join(description.split())
@@ -288,6 +291,12 @@ def drawing(directive: BookDirective, name: str, found: Evidence) -> list[nodes.
     caption += first[0].children if first and isinstance(first[0], nodes.paragraph) else first
     figure += caption
     return [figure]
+
+
+def plain_svg(drawing: bytes) -> bytes:
+    """Return an SVG without its document type and without empty glyphs, neither of which an EPUB may have."""
+    without_type = re.sub(rb"<!DOCTYPE[^>]*>\s*", b"", drawing, count=1)
+    return re.sub(rb"<path (?![^>]*\bd=)", b'<path d="M0 0" ', without_type)
 
 
 class Race(BookDirective):
@@ -310,8 +319,13 @@ class Race(BookDirective):
             heading: list[nodes.Node | str] = [nodes.strong(name, name)]
             if not self.arguments:
                 heading += [" (", to_chapter(self.env, method, method), ")"]
+            # On paper the name stays with its table.
+            made.append(nodes.raw("", r"\needspace{7\baselineskip}", format="latex"))
             made.append(paragraph(*heading, classes=["race-name"]))
-            made.append(self.results(group))
+            results = self.results(group)
+            columns = RACE_COLUMNS[: len(list(results.findall(nodes.colspec)))]
+            spec = "".join(rf"p{{{width}\linewidth}}" for width in columns)
+            made += [addnodes.tabular_col_spec(spec=spec), results]
         command = data.get("command", "tools/race")
         made.append(
             paragraph(
@@ -405,7 +419,8 @@ class Proof(BookDirective):
                     for name, value in claim["figures"].items()
                 )
                 entry = paragraph(to_chapter(self.env, claim["method"], claim["method"]), ": ")
-                entry += self.prose(claim["statement"])
+                said = self.prose(claim["statement"])
+                entry += said[0].children if said and isinstance(said[0], nodes.paragraph) else said
                 items += nodes.list_item("", entry, paragraph(f"Measured: {figures}."))
             made.append(items)
         made.append(paragraph("Collected with ", nodes.literal(command, command), ".", classes=["race-machine"]))
@@ -436,6 +451,8 @@ class Catalogue(BookDirective):
             if rows:
                 made.append(nodes.rubric(title, title))
                 head = ["Source", "Room", "Functions (vjp)", *(name.capitalize() for name in columns)]
+                # Widths for a PDF; web pages find their own.
+                made.append(addnodes.tabular_col_spec(spec=CATALOGUE_COLUMNS))
                 made.append(table(head, rows, classes=["catalogue"], numbers=range(2, 3)))
         made.append(paragraph("; ".join(f"{MARK[value]} {SAID[value]}" for value in MARK), "."))
         return made
@@ -500,7 +517,7 @@ def computed_pages(env: BuildEnvironment) -> set[str]:
 
 
 def read_again(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
-    return sorted(computed_pages(env) & set(env.found_docs))
+    return sorted(computed_pages(env) & set(env.found_docs)) if app.config.refnorm_book_read_again else []
 
 
 def forget_page(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
@@ -523,6 +540,8 @@ def run_evidence(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> Non
 def setup(app: Sphinx) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT))
     app.add_config_value("refnorm_book_root", "", "env", types=frozenset({str}))
+    # Off where another builder has read the pages a moment before.
+    app.add_config_value("refnorm_book_read_again", True, "", types=frozenset({bool}))
     app.add_directive_to_domain("py", "method", MethodOrPython, override=True)
     app.add_directive("claims", Claims)
     app.add_directive("drawing", Drawing)

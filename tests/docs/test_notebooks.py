@@ -137,9 +137,10 @@ def test_what_a_cell_shows_is_held_to_the_page(runner, expected, raises, outputs
 CONF = """
 import sys
 sys.path[:0] = [{extension!r}, {root!r}]
-extensions = ["myst_parser", "sphinx.ext.mathjax", "sphinx_exercise", "sphinx_proof", "refnorm_book", "notebooks"]
+extensions = ["myst_parser", "sphinx.ext.mathjax", "sphinx_exercise", "sphinx_proof", "refnorm_book", "book_forms", "notebooks"]
 myst_enable_extensions = ["dollarmath"]
-mathjax3_config = {{"tex": {{"macros": {{"mean": r"\\operatorname{{mean}}"}}}}}}
+book_macros = {{"mean": r"\\operatorname{{mean}}"}}
+mathjax3_config = {{"tex": {{"macros": book_macros}}}}
 exclude_patterns = ["_generated", "_out", "_doctrees"]
 html_theme = "basic"
 numfig = True

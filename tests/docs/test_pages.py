@@ -12,11 +12,13 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
@@ -52,6 +54,10 @@ class Page(HTMLParser):
         self.assets: list[str] = []
         self.ids: set[str] = set()
         self.without_alt: list[str] = []
+        self.headings: list[int] = []
+        self.language = ""
+        self.unnamed_links: list[str] = []
+        self._link: tuple[str, bool] | None = None
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -65,11 +71,31 @@ class Page(HTMLParser):
             self.assets.append(given.get("href", ""))
         if tag == "img" and not given.get("alt", "").strip():
             self.without_alt.append(given.get("src", "?"))
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "html":
+            self.language = given.get("lang", "")
+        if tag == "a" and "href" in given:
+            self._link = (given["href"], bool(given.get("aria-label") or given.get("title")))
+        elif self._link and tag == "img" and given.get("alt"):
+            self._link = (self._link[0], True)
+
+    def handle_data(self, data: str) -> None:
+        if self._link and data.strip():
+            self._link = (self._link[0], True)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "a" and self._link:
+            if not self._link[1]:
+                self.unnamed_links.append(self._link[0])
+            self._link = None
 
 
 @cache
 def read(path: Path) -> Page:
-    return Page(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    # The theme repeats title and contents for printers; no screen shows that part and no voice reads it.
+    return Page(re.sub(r'<div id="jb-print-docs-body".*?(?=<div id="searchbox">)', "", text, flags=re.DOTALL))
 
 
 @pytest.mark.parametrize("name", pages())
@@ -90,6 +116,20 @@ def test_links_lead_somewhere(name: str) -> None:
 @pytest.mark.parametrize("name", pages())
 def test_images_are_described(name: str) -> None:
     assert not read(BOOK / name).without_alt
+
+
+@pytest.mark.parametrize("name", pages())
+def test_headings_are_in_order(name: str) -> None:
+    levels = read(BOOK / name).headings
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert not [pair for pair in pairwise(levels) if pair[1] > pair[0] + 1]
+
+
+@pytest.mark.parametrize("name", pages())
+def test_page_names_its_language_and_links(name: str) -> None:
+    assert read(BOOK / name).language == "en"
+    assert not read(BOOK / name).unnamed_links
 
 
 @pytest.mark.parametrize("name", pages())
@@ -197,6 +237,107 @@ def test_page_in_a_browser(name: str, width: int, address: str, browser: chromiu
     assert not {what: found for what, found in problems.items() if found}
 
 
+SEARCHES = {"rescaling one case changes nothing": "norms/layer_norm.html", "gyrovector": "poincare/ball.html"}
+
+
+@pytest.mark.parametrize("query", SEARCHES)
+def test_search_finds_a_chapter_without_a_network(query: str, address: str, browser: chromium.Browser) -> None:
+    browser.size(DESKTOP)
+    browser.open(f"{address}/search.html?q={quote(query)}")
+    done = "[...document.querySelectorAll('#search-results li a[href]')].map(e => e.getAttribute('href'))"
+    found: set[str] = set()
+    for _ in range(100):
+        found = {re.sub(r"[#?].*", "", link) for link in browser.evaluate(done)}
+        if SEARCHES[query] in found:
+            break
+        time.sleep(0.1)
+    assert SEARCHES[query] in found
+    assert not [url for url in browser.requests if not url.startswith((address, "data:", "blob:"))]
+
+
+# Text that is too faint: the ratio of luminances that WCAG 2.1 asks for at level AA, computed from what is shown.
+FAINT_TEXT = """
+(() => {
+  const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const rgba = colour => { context.clearRect(0, 0, 1, 1); context.fillStyle = colour; context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data].map((v, i) => i < 3 ? v : v / 255); };
+  const over = (top, under) => under.map((v, i) => i < 3 ? top[i] * top[3] + v * (1 - top[3]) : 1);
+  const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const luminance = c => 0.2126 * linear(c[0]) + 0.7152 * linear(c[1]) + 0.0722 * linear(c[2]);
+  const ground = element => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) layers.unshift(rgba(getComputedStyle(e).backgroundColor));
+    return layers.reduce((under, top) => over(top, under), [255, 255, 255, 1]);
+  };
+  const faint = new Map();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const e = node.parentElement;
+    if (!node.data.trim() || e.closest("script, style, noscript, [disabled], mjx-assistive-mml")) continue;
+    if (!e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    const style = getComputedStyle(e), under = ground(e), size = parseFloat(style.fontSize);
+    const [a, b] = [luminance(over(rgba(style.color), under)), luminance(under)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    if (ratio < (large ? 3 : 4.5) - 0.005)
+      faint.set(e.tagName + "." + e.className + " " + style.color, ratio.toFixed(2) + " " + node.data.trim().slice(0, 40));
+  }
+  return [...faint].map(pair => pair.join(": "));
+})()
+"""
+SETTLED = "Promise.all(document.getAnimations().map(a => a.finished.catch(() => 0))).then(() => 0)"
+"""Colours and places change in transitions."""
+SAMPLE = ("index.html", "norms/layer_norm.html", "front/backward.html", "catalogue.html", "race.html", "search.html",
+          "api/softmax.html", "poincare/ball.html", "norms/index.html")  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", SAMPLE)
+def test_text_stands_out_from_its_ground(name: str, theme: str, address: str, browser: chromium.Browser) -> None:
+    browser.size(DESKTOP)
+    browser.open(f"{address}/{name}")
+    browser.evaluate(f"document.documentElement.dataset.theme = {theme!r}")
+    browser.evaluate(SETTLED)
+    assert not browser.evaluate(FAINT_TEXT)
+
+
+FOCUSED = """
+(() => {
+  const e = document.activeElement;
+  // A toggle has no size of its own: its picture has.
+  const parts = [e, ...e.querySelectorAll("*")], boxes = parts.map(part => part.getBoundingClientRect());
+  const marked = parts.map(part => getComputedStyle(part)).some(style => style.boxShadow !== "none" ||
+    (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0));
+  return {text: (e.getAttribute("aria-label") || e.innerText || e.title || e.placeholder || "").trim(), href: e.getAttribute("href"),
+    tag: e.tagName, shown: boxes.some(box => box.width > 0 && box.height > 0 && box.bottom > 0 && box.top < innerHeight),
+    marked};
+})()
+"""
+
+
+def press_tab(browser: chromium.Browser) -> None:
+    for kind in ("rawKeyDown", "keyUp"):
+        browser.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+    # The skip link slides in, and the page scrolls to what has the focus.
+    browser.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))).then(() => 0)")
+    browser.evaluate(SETTLED)
+
+
+def test_a_page_can_be_read_with_the_keyboard(address: str, browser: chromium.Browser) -> None:
+    browser.size(DESKTOP)
+    browser.open(f"{address}/norms/layer_norm.html")
+    seen = []
+    for _ in range(30):
+        press_tab(browser)
+        seen.append(browser.evaluate(FOCUSED))
+    # The first stop leads past the menus.
+    assert seen[0]["text"] == "Skip to main content"
+    assert seen[0]["href"] == "#main-content"
+    assert browser.evaluate("!!document.querySelector('#main-content')")
+    stops = [stop for stop in seen if stop["tag"] != "BODY"]
+    assert not [stop for stop in stops if not (stop["shown"] and stop["marked"] and stop["text"])]
+    assert len({(stop["text"], stop["href"]) for stop in seen}) > 15
+
+
 def test_formulas_show_when_the_book_is_opened_from_disk(browser: chromium.Browser) -> None:
     browser.size(DESKTOP)
     browser.open((BOOK / "front" / "backward.html").as_uri())
@@ -220,3 +361,12 @@ def test_the_browser_reports_what_is_wrong(tmp_path: Path, browser: chromium.Bro
     assert any("oh" in text for text in browser.console)
     assert any("missing is not defined" in text for text in browser.console)
     assert any("none.png" in text for text in browser.failed)
+    page.write_text('<!doctype html><body style="background: #777"><p style="color: #999">faint</p><p>dark</p>')
+    browser.open(page.as_uri())
+    (faint,) = browser.evaluate(FAINT_TEXT)
+    assert "faint" in faint
+
+
+def test_the_parser_reports_what_is_wrong() -> None:
+    page = Page('<html lang="en"><h1>a</h1><h3>b</h3><a href="x"><i></i></a><a href="y">y</a><img src="z">')
+    assert (page.headings, page.unnamed_links, page.without_alt) == ([1, 3], ["x"], ["z"])

@@ -1,0 +1,7 @@
+// The theme's toggles in the list of chapters have a picture and no name for those who hear the page.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const toggle of document.querySelectorAll("nav li > details > summary")) {
+    const part = toggle.closest("li").querySelector("a");
+    if (part) toggle.setAttribute("aria-label", "Chapters: " + part.textContent.trim());
+  }
+});
