@@ -113,7 +113,7 @@ def read_config(directory: Path) -> EncoderConfig:
         raise ModelError(f"{path}: num_attention_heads: expected a divisor of hidden_size {hidden}, got {heads}")
     eps = config.get("layer_norm_eps", 1e-12)
     if not isinstance(eps, float) or not 0 < eps < 1:
-        raise ModelError(f"{path}: layer_norm_eps: expected a number between 0 and 1, got {eps!r}")
+        raise ModelError(f"{path}: layer_norm_eps: expected a number between 0 and 1, got {eps!r:.80}")
     first = FAMILIES[family] and FAMILIES[family] + _whole(path, config, "pad_token_id", low=0, default=1)
     longest = positions - first
     if longest < 3:
@@ -249,12 +249,12 @@ class _Reader:
         stored = self._stored_name(name)
         part = self.file.get_slice(stored)
         if tuple(part.get_shape()) != shape:
-            raise ModelError(f"{self.path}: {stored}: expected shape {shape}, got {tuple(part.get_shape())}")
+            raise ModelError(f"{self.path}: {stored:.200}: expected shape {shape}, got {tuple(part.get_shape())}")
         if part.get_dtype() not in ("F16", "F32", "F64"):
-            raise ModelError(f"{self.path}: {stored}: expected dtype F16, F32 or F64, got {part.get_dtype()}")
+            raise ModelError(f"{self.path}: {stored:.200}: expected dtype F16, F32 or F64, got {part.get_dtype()}")
         tensor = np.ascontiguousarray(self.file.get_tensor(stored), dtype=np.float32)
         if not np.isfinite(tensor).all():
-            raise ModelError(f"{self.path}: {stored}: expected finite values, got NaN or infinity")
+            raise ModelError(f"{self.path}: {stored:.200}: expected finite values, got NaN or infinity")
         return tensor
 
     def _stored_name(self, name: str) -> str:
@@ -263,7 +263,7 @@ class _Reader:
         for candidate in (self.prefix + name, self.prefix + old):
             if candidate in self.names:
                 return candidate
-        raise ModelError(f"{self.path}: expected a tensor {self.prefix + name}, got none of that name")
+        raise ModelError(f"{self.path}: expected a tensor {self.prefix + name:.200}, got none of that name")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ through.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -52,6 +53,7 @@ def folder_of(make: Callable[[Path], object]) -> Iterator[Path]:
 @functools.cache
 def _made(make: Callable[[Path], object]) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="refnorm-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     make(folder / "valid")
     return folder / "valid"
 

@@ -49,6 +49,7 @@ def words(message, limit=400):
 
 MODELS = [
     ({"config": {"hidden_act": ["gelu"]}}, "hidden_act: expected one of gelu, "),
+    ({"config": {"layer_norm_eps": "x" * 5000}}, "layer_norm_eps: expected a number between 0 and 1, got 'xxx"),
     ({"config": {"model_type": {}}}, "model_type: expected one of bert, "),
     ({"config": {"hidden_size": 10**30}}, "num_attention_heads: expected a divisor|expected shape"),
     (
