@@ -7,6 +7,7 @@ them, in a PDF LaTeX does.
 from __future__ import annotations
 
 import re
+import unicodedata
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,30 @@ def mathml(text: str, macros: dict[str, str], display: str) -> str:
     return ElementTree.tostring(tree, encoding="unicode")
 
 
+def styled(character: str, style: str) -> str:
+    """Return a letter or digit in a style of mathematics; what has no such form stays.
+
+    Examples
+    --------
+    >>> [styled(*given) for given in (("R", "double-struck"), ("1", "bold"), ("L", "script"), ("+", "bold"))]
+    ['ℝ', '𝟏', 'ℒ', '+']
+    """
+    name = unicodedata.name(character, "").replace("LATIN ", "").replace("LETTER ", "")
+    for form in (f"MATHEMATICAL {style.upper()} {name}", f"{style.upper()} {name}"):
+        try:
+            return unicodedata.lookup(form)
+        except KeyError:
+            continue
+    return character
+
+
 def mend(tree: ElementTree.Element) -> None:
     """Make the converter's tree valid: readers of EPUBs are strict."""
     for element in tree.iter():
+        # Browsers and readers follow the attribute for upright letters alone.
+        if element.get("mathvariant", "normal") != "normal":
+            style = element.attrib.pop("mathvariant")
+            element.text = "".join(styled(character, style) for character in element.text or "")
         if element.tag in (f"{MATHML}mi", f"{MATHML}mo", f"{MATHML}mn") and len(element):
             element.tag = f"{MATHML}mrow"
         if not element.get("columnspacing", "0em"):

@@ -70,6 +70,12 @@ def test_names_contain_no_other_parts(forms):
     assert not [e for e in names if len(e)]
 
 
+def test_letters_keep_their_style(forms):
+    made = tree(forms, r"x\in\mathbb R,\mathbf 1,\mathcal L,\mathrm d")
+    assert "".join(made.itertext()) == "x∈ℝ,𝟏,ℒ,d"
+    assert {e.get("mathvariant") for e in made.iter() if "mathvariant" in e.attrib} <= {"normal"}
+
+
 def test_no_formula_is_passed_over(forms):
     # An environment that the converter does not know leaves a bare ampersand.
     with pytest.raises(ElementTree.ParseError):
