@@ -31,6 +31,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     "refnorm_book",
     "notebooks",
+    "interactive",
 ]
 root_doc = "index"
 exclude_patterns = ["_build", "_generated", "_ext", "_data", "Thumbs.db", ".DS_Store"]
