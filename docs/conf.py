@@ -33,6 +33,7 @@ extensions = [
     "refnorm_book",
     "notebooks",
     "book_forms",
+    "interactive",
 ]
 root_doc = "index"
 exclude_patterns = ["_build", "_generated", "_ext", "_data", "Thumbs.db", ".DS_Store"]
