@@ -43,12 +43,34 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
+def host_array(x: Any, name: str) -> AnyArray:
+    """Return ``x`` as a NumPy array, without a copy where its owner shares memory, or raise.
+
+    Taken are arrays, numbers and nested lists of them, and what has ``__array__`` or, failing that, ``__dlpack__``:
+    tensors of other frameworks in host memory.
+    """
+    if isinstance(x, np.ndarray):
+        return np.asarray(x)
+    if getattr(x, "requires_grad", False) is True:
+        fail_type(
+            name,
+            "a tensor that records no gradient (detach it, or differentiate with refnorm.interop.torch_function)",
+            "one with requires_grad=True",
+        )
+    try:
+        if not hasattr(x, "__array__") and hasattr(x, "__dlpack__"):
+            return np.from_dlpack(x)
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        fail_type(name, "an array that NumPy can read", f"{type(x).__name__} ({reason(error)})")
+
+
 def float_array(x: Any, name: str, *, ndim: int | None = None, min_ndim: int = 0) -> AnyArray:
     """Return ``x`` as a float32 or float64 array, or raise.
 
     Integer and boolean arrays are refused: their result type would be a guess.
     """
-    array = np.asarray(x)
+    array = host_array(x, name)
     allowed = array.dtype in (np.float32, np.float64) or (_complex_allowed.get() and array.dtype == np.complex128)
     if not allowed:
         fail_type(name, "a float32 or float64 array", f"dtype {array.dtype}")
@@ -60,7 +82,7 @@ def integer_array(
     x: Any, name: str, *, ndim: int | None = None, low: int | None = None, high: int | None = None
 ) -> AnyArray:
     """Return ``x`` as an integer array with ``low <= x <= high``, or raise."""
-    array = np.asarray(x)
+    array = host_array(x, name)
     if not np.issubdtype(array.dtype, np.integer):
         fail_type(name, "an integer array", f"dtype {array.dtype}")
     _check_ndim(array, name, ndim, 0)
