@@ -39,9 +39,9 @@ logger = logging.getLogger(__name__)
 
 MARK = {True: "✓", False: "✗", None: "–"}
 SAID = {True: "there", False: "missing", None: "does not apply"}
-CATALOGUE_COLUMNS = r"p{0.38\linewidth}p{0.1\linewidth}p{0.11\linewidth}p{0.08\linewidth}*{3}{p{0.06\linewidth}}"
-RACE_COLUMNS = (0.16, 0.32, 0.09, 0.19, 0.14)
-"""Widths on paper, as parts of a line."""
+CATALOGUE_COLUMNS = r"p{0.33\linewidth}p{0.1\linewidth}p{0.11\linewidth}p{0.08\linewidth}*{3}{p{0.06\linewidth}}"
+RACE_COLUMNS = (0.15, 0.31, 0.09, 0.18, 0.13)
+"""Widths on paper, as parts of a line; the rest of it lies between the columns."""
 KIND = {True: "yes", False: "no", None: "none"}
 
 
