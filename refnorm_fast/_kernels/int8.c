@@ -206,6 +206,12 @@ static __attribute__((noinline)) void finish_tile(float *tile, size_t rows, size
 
 RN_INLINE void exact_tile(const int way, const int rows, const uint8_t *a, size_t deep, const int8_t *panel,
                           const int32_t *sums, size_t row, size_t n, size_t width, const exact_target *to) {
+    /* Rows of the residual are far apart, which no processor foresees; they arrive while the integers are summed. */
+    for (int r = 0; r < rows && to->residual != NULL; r++) {
+        const float *next = to->residual + (row + (size_t)r) * to->stride + n;
+        __builtin_prefetch(next);
+        if (width - n > LANES) __builtin_prefetch(next + LANES);
+    }
     vi32 sum[ROWS][2];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = vi32_set(0);
