@@ -2,6 +2,8 @@
 
     y = x[:, outliers] @ weight[outliers]  +  outer(c_x, c_w) / 127^2 * (x_8 @ w_8)  +  bias
 
+An activation of the sum and the addition of a residual branch may follow in the same call.
+
 ``c_x`` are row constants, ``c_w`` column constants; columns of ``x`` that hold a number of at least the
 threshold are outliers, multiplied in float and left out of the int8 product.
 """
@@ -15,6 +17,7 @@ import numpy as np
 
 from refnorm import _checks
 from refnorm._typing import AnyArray, Array, F, IntArray, Method, Pullback
+from refnorm.nn import gelu_vjp, relu_vjp
 from refnorm.quantizers._int8 import (
     HIGHEST,
     absmax_quantize,
@@ -53,6 +56,9 @@ METHOD = Method(
 
 ROW_STATS = ("elements", "columns")
 OUTLIER_WEIGHTS = ("dequantized", "float")
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+"""What :func:`llm_int8_linear` accepts as ``activation`` besides None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +180,8 @@ def llm_int8_linear(
     row_stats: str = "elements",
     outlier_weights: str = "dequantized",
     w_float: Array[F] | None = None,
+    activation: str | None = None,
+    residual: Array[F] | None = None,
 ) -> Array[F]:
     """Apply a linear layer whose weights are int8.
 
@@ -191,6 +199,10 @@ def llm_int8_linear(
         What outlier columns are multiplied by: the int8 weights, or ``w_float``.
     w_float : array (K, N) or None
         The weights before quantization, read only for ``outlier_weights="float"``.
+    activation : {"gelu", "gelu_tanh", "relu"} or None
+        Applied to the layer's sum; ``"gelu_tanh"`` is GELU in its tanh form.
+    residual : array (..., N) or None
+        Added after the activation.
 
     Returns
     -------
@@ -206,8 +218,8 @@ def llm_int8_linear(
 
     Notes
     -----
-    ``y = x[:, O] @ w[O] + outer(c_x, c_w) / 127^2 * (x_8 @ w_8) + bias``: the integer product is exact, the
-    rest is float64 and rounded once to the dtype of ``x``.
+    ``y = activation(x[:, O] @ w[O] + outer(c_x, c_w) / 127^2 * (x_8 @ w_8) + bias) + residual``: the integer
+    product is exact, the rest is float64 and rounded once to the dtype of ``x``.
 
     References
     ----------
@@ -220,7 +232,15 @@ def llm_int8_linear(
     array([[-1.543276, -1.413386], [ 2.312047,  2.070866]])
     """
     return llm_int8_linear_vjp(
-        x, weight, bias, threshold=threshold, row_stats=row_stats, outlier_weights=outlier_weights, w_float=w_float
+        x,
+        weight,
+        bias,
+        threshold=threshold,
+        row_stats=row_stats,
+        outlier_weights=outlier_weights,
+        w_float=w_float,
+        activation=activation,
+        residual=residual,
     )[0]
 
 
@@ -233,19 +253,21 @@ def llm_int8_linear_vjp(
     row_stats: str = "elements",
     outlier_weights: str = "dequantized",
     w_float: Array[F] | None = None,
+    activation: str | None = None,
+    residual: Array[F] | None = None,
     scale_gradient: bool = False,
 ) -> tuple[Array[F], Pullback]:
     """Return :func:`llm_int8_linear` and its straight-through pullback ``dy -> (dx, dbias)``.
 
     The codes of ``x`` pass gradients as if they were not rounded and the row constants are held; the int8
-    weights are frozen. ``dbias`` is None without a bias.
+    weights are frozen. ``dbias`` is None without a bias. With a residual, its cotangent follows as the last.
 
     Parameters, errors and references are those of :func:`llm_int8_linear`, and
 
     Parameters
     ----------
     scale_gradient : bool
-        Return ``(dx, dscale, dbias)`` with the cotangent of ``weight.scale``, the codes held.
+        Return ``(dx, dscale, dbias)`` in place of ``(dx, dbias)``, with the cotangent of ``weight.scale``, the codes held.
     """
     x = _checks.float_array(x, "x", min_ndim=1)
     outputs, terms = _check_weight(weight, x)
@@ -254,6 +276,13 @@ def llm_int8_linear_vjp(
         _checks.same_dtype("x", x, bias=bias)
         _checks.shape(bias, "bias", (outputs,))
     _checks.one_of(outlier_weights, "outlier_weights", OUTLIER_WEIGHTS)
+    if activation is not None:
+        _checks.one_of(activation, "activation", ACTIVATIONS)
+    shape = (*x.shape[:-1], outputs)
+    if residual is not None:
+        residual = _checks.float_array(residual, "residual")
+        _checks.same_dtype("x", x, residual=residual)
+        _checks.shape(residual, "residual", shape)
     scale = weight.scale.astype(np.float64)
     float_rows = _float_weight(w_float, x, (terms, outputs)) if outlier_weights == "float" else None
 
@@ -267,7 +296,9 @@ def llm_int8_linear_vjp(
         product = regular * scale
     else:
         product = regular * scale + large @ float_rows[outliers]
-    y = (product if bias is None else product + bias).astype(x.dtype).reshape(*x.shape[:-1], outputs)
+    summed = (product if bias is None else product + bias).reshape(shape)
+    activated, pull_activation = _activate_vjp(summed, activation)
+    y: Array[F] = (activated if residual is None else activated + residual).astype(x.dtype)
 
     def pullback(dy: Array[F]) -> tuple[Array[F] | None, ...]:
         # x_8 c_x / 127 stands for x with slope 1, so the layer is x @ w_hat + bias for the weights w_hat
@@ -275,14 +306,23 @@ def llm_int8_linear_vjp(
         w_hat = weight.q.T * (scale / HIGHEST)
         if float_rows is not None:
             w_hat[outliers] = float_rows[outliers]
-        g = dy.reshape(len(rows), outputs).astype(np.float64)
+        g = pull_activation(dy.reshape(shape).astype(np.float64))[0].reshape(len(rows), outputs)
         dx: Array[F] = (g @ w_hat.T).astype(x.dtype).reshape(x.shape)
         dbias = None if bias is None else g.sum(axis=0).astype(x.dtype)
+        added = () if residual is None else (dy.astype(x.dtype).reshape(shape),)
         if not scale_gradient:
-            return dx, dbias
-        return dx, (g * regular).sum(axis=0).astype(x.dtype), dbias
+            return dx, dbias, *added
+        return dx, (g * regular).sum(axis=0).astype(x.dtype), dbias, *added
 
     return y, pullback
+
+
+def _activate_vjp(x: AnyArray, activation: str | None) -> tuple[AnyArray, Pullback]:
+    if activation is None:
+        return x, lambda dy: (dy,)
+    if activation == "relu":
+        return relu_vjp(x)
+    return gelu_vjp(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def int8_matmul_trainable(x: Array[F], weight: Array[F], *, threshold: float = 6.0) -> Array[F]:

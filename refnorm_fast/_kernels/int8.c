@@ -184,10 +184,34 @@ typedef struct {
     const float *largest, *scale, *bias;
     const float *large, *weights; /* (rows, count) entries of outlier columns, (count, wide) weights */
     size_t count, wide;
+    int activation;
+    const float *residual; /* NULL, or rows at `stride`; may be `out` */
 } exact_target;
+
+/* A tile of results, rows COLUMNS apart, on its way out: the activation while it is in the nearest cache, then the
+ * residual. Each entry of the residual is read before its place is written: it may be the target. */
+static __attribute__((noinline)) void finish_tile(float *tile, size_t rows, size_t row, size_t n, size_t columns,
+                                                  const exact_target *to) {
+    rn_activate_row(to->activation, tile, rows * COLUMNS);
+    for (size_t r = 0; r < rows; r++) {
+        size_t at = (row + r) * to->stride + n;
+        for (size_t i = 0; i < columns; i += LANES) {
+            size_t part = columns - i < LANES ? columns - i : LANES;
+            vf32 y = vf32_load(tile + r * COLUMNS + i);
+            if (to->residual != NULL) y += vf32_load_part(to->residual + at + i, part, 0);
+            vf32_store_part(to->out + at + i, part, y);
+        }
+    }
+}
 
 RN_INLINE void exact_tile(const int way, const int rows, const uint8_t *a, size_t deep, const int8_t *panel,
                           const int32_t *sums, size_t row, size_t n, size_t width, const exact_target *to) {
+    /* Rows of the residual are far apart, which no processor foresees; they arrive while the integers are summed. */
+    for (int r = 0; r < rows && to->residual != NULL; r++) {
+        const float *next = to->residual + (row + (size_t)r) * to->stride + n;
+        __builtin_prefetch(next);
+        if (width - n > LANES) __builtin_prefetch(next + LANES);
+    }
     vi32 sum[ROWS][2];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = vi32_set(0);
@@ -216,8 +240,10 @@ RN_INLINE void exact_tile(const int way, const int rows, const uint8_t *a, size_
         return;
     }
     float edge[ROWS * COLUMNS] __attribute__((aligned(64)));
-    float *target = columns == COLUMNS ? to->out + row * to->stride + n : edge;
-    size_t stride = columns == COLUMNS ? to->stride : COLUMNS;
+    int finish = to->activation != RN_ACTIVATION_NONE || to->residual != NULL;
+    int direct = columns == COLUMNS && !finish;
+    float *target = direct ? to->out + row * to->stride + n : edge;
+    size_t stride = direct ? to->stride : COLUMNS;
     vf32 scale[2] = {vf32_load(to->scale + n), vf32_load(to->scale + n + LANES)};
     vf32 bias[2] = {vf32_set(0), vf32_set(0)};
     if (to->bias != NULL) bias[0] = vf32_load(to->bias + n), bias[1] = vf32_load(to->bias + n + LANES);
@@ -238,6 +264,10 @@ RN_INLINE void exact_tile(const int way, const int rows, const uint8_t *a, size_
         }
         vf32_store(y, left);
         vf32_store(y + LANES, right);
+    }
+    if (finish) {
+        finish_tile(edge, (size_t)rows, row, n, columns, to);
+        return;
     }
     for (int r = 0; r < rows && columns < COLUMNS; r++)
         memcpy(to->out + (row + (size_t)r) * to->stride + n, edge + r * COLUMNS, columns * sizeof *edge);
@@ -524,9 +554,43 @@ static void quantize(const float *x, size_t x_stride, size_t rows, size_t depth,
     }
 }
 
+/* Exchange the bits that `mask` selects in `b` with those `shift` above them in `a`. */
+RN_INLINE void exchange(uint64_t *a, uint64_t *b, int shift, uint64_t mask) {
+    uint64_t change = ((*a >> shift) ^ *b) & mask;
+    *b ^= change;
+    *a ^= change << shift;
+}
+
+/* Eight words of eight bytes: halves of words change places, then quarters, then bytes. */
+static void transpose_bytes(const int8_t *from, size_t rows, size_t columns, int8_t *to) {
+    for (size_t i = 0; i < rows; i += 8)
+        for (size_t j = 0; j < columns; j += 8) {
+            const int8_t *source = from + i * columns + j;
+            int8_t *target = to + j * rows + i;
+            if (rows - i < 8 || columns - j < 8) {
+                for (size_t r = 0; r < 8 && r < rows - i; r++)
+                    for (size_t c = 0; c < 8 && c < columns - j; c++) target[c * rows + r] = source[r * columns + c];
+                continue;
+            }
+            uint64_t word[8];
+            for (size_t r = 0; r < 8; r++) memcpy(word + r, source + r * columns, 8);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) exchange(word + r, word + r + 4, 32, 0x00000000ffffffffu);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) {
+                int first = r / 2 * 4 + r % 2;
+                exchange(word + first, word + first + 2, 16, 0x0000ffff0000ffffu);
+            }
+#pragma GCC unroll 4
+            for (int r = 0; r < 8; r += 2) exchange(word + r, word + r + 1, 8, 0x00ff00ff00ff00ffu);
+            for (size_t c = 0; c < 8; c++) memcpy(target + c * rows, word + c, 8);
+        }
+}
+
 static int dequantized(const int8_t *q, const float *largest, size_t rows, size_t depth, const int8_t *packed,
                        const int32_t *sums, const float *scale, const float *bias, size_t width, const float *large,
-                       size_t count, const float *weights, float *out, size_t out_stride) {
+                       size_t count, const float *weights, int activation, const float *residual, float *out,
+                       size_t out_stride) {
     exact_target target = {
         .out = out,
         .stride = out_stride,
@@ -537,6 +601,8 @@ static int dequantized(const int8_t *q, const float *largest, size_t rows, size_
         .weights = weights,
         .count = count,
         .wide = padded_width(width),
+        .activation = activation,
+        .residual = residual,
     };
     return exact_product(EXACT_WAY, q, depth, rows, depth, packed, sums, width, &target);
 }
@@ -844,6 +910,7 @@ RN_TABLE(int8) = {
     .row_constants = row_constants,
     .quantize = quantize,
     .outlier_weights = outlier_weights,
+    .transpose = transpose_bytes,
     .dequantized = dequantized,
     .group = GROUP,
     .weight_top = WEIGHT_TOP,

@@ -35,6 +35,8 @@ typedef struct {
     size_t (*packed_bytes)(size_t depth, size_t width);
     /* q (width, depth), rows `q_stride` bytes apart. `sums`: padded_width column sums, from 0 on. */
     void (*pack)(const int8_t *q, size_t q_stride, size_t depth, size_t width, int8_t *packed, int32_t *sums);
+    /* to (columns, rows) = from (rows, columns) with its axes exchanged; both contiguous. */
+    void (*transpose)(const int8_t *from, size_t rows, size_t columns, int8_t *to);
     /* c[t, n] = sum_k a[t, k] q[n, k]; q holds no -128. 0, or -1 without memory. */
     int (*matmul)(const int8_t *a, size_t a_stride, size_t rows, size_t depth, const int8_t *packed,
                   const int32_t *sums, size_t width, int32_t *c, size_t c_stride);
@@ -50,11 +52,13 @@ typedef struct {
     /* weights[i, n] = code of the packed weight at (columns[i], n) * scale[n] / 127, up to padded_width columns. */
     void (*outlier_weights)(const int8_t *packed, size_t depth, size_t width, const float *scale, const int64_t *columns,
                             size_t count, float *weights);
-    /* out = (q @ packed) * (largest * scale) / 127^2 + bias + large @ weights. `large` is (rows, count), the entries of
-     * the outlier columns, weights (count, padded_width). 0, or -1 without memory. */
+    /* out = activation((q @ packed) * (largest * scale) / 127^2 + bias + large @ weights) + residual. `large` is
+     * (rows, count), the entries of the outlier columns, weights (count, padded_width). `activation` is one of
+     * epilogue.h; `residual` has rows at the stride of out, may be out itself, or NULL. 0, or -1 without memory. */
     int (*dequantized)(const int8_t *q, const float *largest, size_t rows, size_t depth, const int8_t *packed,
                        const int32_t *sums, const float *scale, const float *bias, size_t width, const float *large,
-                       size_t count, const float *weights, float *out, size_t out_stride);
+                       size_t count, const float *weights, int activation, const float *residual, float *out,
+                       size_t out_stride);
 
     /* ---- the encoder's layers ---- */
     size_t group;           /* depth of a group */

@@ -22,6 +22,8 @@ def llm_int8_linear(
     row_stats: str = "elements",
     outlier_weights: str = "dequantized",
     w_float: Array[F] | None = None,
+    activation: str | None = None,
+    residual: Array[F] | None = None,
     out: Array[F] | None = None,
 ) -> Array[F]: ...
 def llm_int8_linear_vjp(
@@ -33,5 +35,7 @@ def llm_int8_linear_vjp(
     row_stats: str = "elements",
     outlier_weights: str = "dequantized",
     w_float: Array[F] | None = None,
+    activation: str | None = None,
+    residual: Array[F] | None = None,
     scale_gradient: bool = False,
 ) -> tuple[Array[F], Pullback]: ...

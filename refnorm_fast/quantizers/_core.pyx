@@ -14,6 +14,8 @@ from refnorm.quantizers import llm_int8_linear_vjp as _reference_linear_vjp
 from refnorm.quantizers import vectorwise_quantize as _reference_vectorwise_quantize
 from refnorm.quantizers import zeropoint_quantize
 from refnorm.quantizers._int8 import check_matrices, rescale
+from refnorm.quantizers._llm_int8 import ACTIVATIONS, _activate_vjp
+from refnorm_fast.nn import gelu_vjp, relu_vjp
 
 np.import_array()
 
@@ -25,6 +27,7 @@ cdef extern from "int8.h":
         size_t (*packed_bytes)(size_t depth, size_t width) nogil
         void (*pack)(const signed char *q, size_t q_stride, size_t depth, size_t width, signed char *packed,
                      int32_t *sums) nogil
+        void (*transpose)(const signed char *source, size_t rows, size_t columns, signed char *to) nogil
         int (*matmul)(const signed char *a, size_t a_stride, size_t rows, size_t depth, const signed char *packed,
                       const int32_t *sums, size_t width, int32_t *c, size_t c_stride) nogil
         int (*matmul_rows)(const signed char *a, size_t rows, size_t depth, const signed char *q, size_t width,
@@ -37,12 +40,15 @@ cdef extern from "int8.h":
                                 const int64_t *columns, size_t count, float *weights) nogil
         int (*dequantized)(const signed char *q, const float *largest, size_t rows, size_t depth,
                            const signed char *packed, const int32_t *sums, const float *scale, const float *bias,
-                           size_t width, const float *large, size_t count, const float *weights, float *out,
-                           size_t out_stride) nogil
+                           size_t width, const float *large, size_t count, const float *weights, int activation,
+                           const float *residual, float *out, size_t out_stride) nogil
     const rn_int8_table *rn_int8() nogil
 
 # Sums of this many products of codes fit int32.
 MOST_TERMS = (2**31 - 1) // 127**2
+
+# The numbers of epilogue.h.
+_ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 # No outlier column.
 _NONE = numpy.zeros(0, numpy.intp)
@@ -291,7 +297,21 @@ cdef _int8_matrix(array, name, look=True):
     if matrix.dtype != numpy.int8 or matrix.ndim != 2 or (look and matrix.size and matrix.min() == -128):
         matrix = _checks.integer_array(array, name, ndim=2, low=-127)
         _checks.fail_type(name, "dtype int8", matrix.dtype)
+    if matrix.flags.f_contiguous and not matrix.flags.c_contiguous and matrix.flags.aligned:
+        return _transposed(matrix.T)
     return _in_order(matrix)
+
+
+cdef np.ndarray _transposed(np.ndarray matrix):
+    """The transpose of a C-contiguous int8 matrix, C-contiguous itself."""
+    cdef np.npy_intp shape[2]
+    shape[0], shape[1] = matrix.shape[1], matrix.shape[0]
+    cdef np.ndarray result = rn_empty(2, shape, np.NPY_INT8)
+    cdef const signed char *source = <const signed char *> _at(matrix)
+    cdef signed char *target = <signed char *> _at(result)
+    with nogil:
+        rn_int8().transpose(source, shape[1], shape[0], target)
+    return result
 
 
 def matmul_vectorwise(x, weight):
@@ -328,7 +348,7 @@ def _absmax_product(x, weight, x_axis):
     packed = Int8Weight(other, numpy.full(len(other), constant, numpy.float32), None)
     largest = _in_order(numpy.broadcast_to(constants.reshape(-1), (len(rows),)))
     result = _new_matrix(rows.shape[0], len(other))
-    _product(rows, codes, largest, _NONE, packed, None, None, result)
+    _product(rows, codes, largest, _NONE, packed, None, None, None, None, result)
     return result
 
 
@@ -400,7 +420,7 @@ def _wide_linear(x, weight, bias, threshold, row_stats, outlier_weights, w_float
 
 
 def llm_int8_linear(x, weight, bias=None, *, threshold=6.0, row_stats="elements", outlier_weights="dequantized",
-                    w_float=None, out=None):
+                    w_float=None, activation=None, residual=None, out=None):
     """Apply a linear layer whose weights are int8; see :func:`refnorm.quantizers.llm_int8_linear`.
 
     Parameters
@@ -409,15 +429,16 @@ def llm_int8_linear(x, weight, bias=None, *, threshold=6.0, row_stats="elements"
     weight : Int8Weight of (N, K)
         One from :func:`quantize_weight` of this package is packed for the kernel at its first use only.
     bias : array (N,) or None
-    threshold, row_stats, outlier_weights, w_float
+    threshold, row_stats, outlier_weights, w_float, activation, residual
         As in the reference.
     out : array (..., N), optional
-        Receives the result; may overlap the arguments.
+        Receives the result; may overlap the arguments, and may be ``residual``, to which the layer is then added.
 
     Notes
     -----
     The integer product equals the reference's bit for bit; constants, outlier columns and bias follow in float32
-    for float32. For float64 the kernel does the integer product, and the rest is the computation of the reference.
+    for float32. Activation and residual are applied to a tile of results before it leaves the nearest cache; float32 GELU
+    is within 6e-7 absolutely. For float64 the kernel does the integer product, and the rest is the computation of the reference.
 
     Examples
     --------
@@ -430,7 +451,8 @@ def llm_int8_linear(x, weight, bias=None, *, threshold=6.0, row_stats="elements"
     cdef np.ndarray array = _float_array(x, "x")
     if array.ndim == 0 or weight.q.ndim != 2 or weight.q.shape[1] == 0:
         y = _reference_linear(x, weight, bias, threshold=threshold, row_stats=row_stats,
-                              outlier_weights=outlier_weights, w_float=w_float)
+                              outlier_weights=outlier_weights, w_float=w_float, activation=activation,
+                              residual=residual)
         if out is None:
             return y
         _check_out(out, y)
@@ -459,10 +481,19 @@ def llm_int8_linear(x, weight, bias=None, *, threshold=6.0, row_stats="elements"
         _checks.same_dtype("x", array, w_float=w_float)
         _checks.shape(w_float, "w_float", (terms, outputs))
     result_shape = (*shape[: array.ndim - 1], outputs)
+    if activation is not None:
+        _checks.one_of(activation, "activation", ACTIVATIONS)
+    if residual is not None:
+        residual = _checks.float_array(residual, "residual")
+        _checks.same_dtype("x", array, residual=residual)
+        _checks.shape(residual, "residual", result_shape)
     if out is not None:
         _check_out(out, numpy.broadcast_to(array.dtype.type(0), result_shape))
     if np.PyArray_TYPE(array) != np.NPY_FLOAT:
         y = _wide_linear(array, weight, bias, threshold, row_stats, outlier_weights, w_float)
+        y = _activate_vjp(y, activation)[0]
+        if residual is not None:
+            y = y + residual
         if out is None:
             return y
         out[...] = y
@@ -471,8 +502,13 @@ def llm_int8_linear(x, weight, bias=None, *, threshold=6.0, row_stats="elements"
     q, largest, columns = _quantized(rows, threshold, row_stats)
     direct = out is not None and out.flags.c_contiguous and out.flags.aligned and _apart(out, rows) and (
         bias is None or _apart(out, bias))
+    if residual is not None:
+        residual = _contiguous(residual)
+        # In place is right: the kernel reads an entry of the residual before it writes there.
+        direct = direct and (_apart(out, residual) or _identical(out, residual))
     result = out if direct else _new_matrix(rows.shape[0], outputs).reshape(result_shape)
-    _product(rows, q, largest, columns, weight, bias, w_float if outlier_weights == "float" else None, result)
+    _product(rows, q, largest, columns, weight, bias, w_float if outlier_weights == "float" else None, activation, residual,
+             result)
     if out is None or direct:
         return result
     out[...] = result
@@ -500,7 +536,7 @@ cdef _outlier_weights(Packed packed, columns):
     return weights
 
 
-cdef _product(np.ndarray rows, q, largest, columns, weight, bias, w_float, result):
+cdef _product(np.ndarray rows, q, largest, columns, weight, bias, w_float, activation, residual, result):
     cdef Packed packed = _packed(weight)
     cdef size_t count = columns.size, height = rows.shape[0]
     padded_bias = None
@@ -523,28 +559,43 @@ cdef _product(np.ndarray rows, q, largest, columns, weight, bias, w_float, resul
     cdef const float *shift = <const float *> _at(padded_bias) if bias is not None else NULL
     cdef const float *entries = <const float *> _at(large) if count else NULL
     cdef const float *dense = <const float *> _at(weights) if count else NULL
+    cdef const float *added = <const float *> _at(residual) if residual is not None else NULL
     cdef float *target = <float *> _at(result)
-    cdef int failed
+    cdef int function = _ACTIVATIONS[activation], failed
     with nogil:
         failed = packed.table.dequantized(codes, constants, height, packed.depth, panels, sums, scale, shift, packed.width,
-                                          entries, count, dense, target, packed.width)
+                                          entries, count, dense, function, added, target, packed.width)
     if failed:
         raise MemoryError("llm_int8_linear: no memory for a block of rows")
 
 
 def llm_int8_linear_vjp(x, weight, bias=None, *, threshold=6.0, row_stats="elements", outlier_weights="dequantized",
-                        w_float=None, scale_gradient=False):
+                        w_float=None, activation=None, residual=None, scale_gradient=False):
     """Return :func:`llm_int8_linear` and its straight-through pullback ``dy -> (dx, dbias)``.
 
-    With ``scale_gradient`` the pullback is that of :func:`refnorm.quantizers.llm_int8_linear_vjp`. Otherwise
+    With a residual, its cotangent follows as the last. With ``scale_gradient`` the pullback is that of :func:`refnorm.quantizers.llm_int8_linear_vjp`. Otherwise
     ``dx = dy @ w_hat.T`` is one BLAS product with the weights that the layer multiplied with.
     """
     array = _checks.float_array(x, "x", min_ndim=1)
     if scale_gradient or array.dtype != numpy.float32:
         return _reference_linear_vjp(x, weight, bias, threshold=threshold, row_stats=row_stats,
-                                     outlier_weights=outlier_weights, w_float=w_float, scale_gradient=scale_gradient)
+                                     outlier_weights=outlier_weights, w_float=w_float, activation=activation,
+                                     residual=residual, scale_gradient=scale_gradient)
+    # The pullback of an activation needs the sum before it, which is then no step within the kernel.
     y = llm_int8_linear(array, weight, bias, threshold=threshold, row_stats=row_stats, outlier_weights=outlier_weights,
-                        w_float=w_float)
+                        w_float=w_float, residual=residual if activation is None else None)
+    pull_activation = None
+    if activation is not None:
+        _checks.one_of(activation, "activation", ACTIVATIONS)
+        if activation == "relu":
+            y, pull_activation = relu_vjp(y)
+        else:
+            y, pull_activation = gelu_vjp(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+        if residual is not None:
+            residual = _checks.float_array(residual, "residual")
+            _checks.same_dtype("x", array, residual=residual)
+            _checks.shape(residual, "residual", y.shape)
+            y += residual
     outputs, terms = weight.q.shape
     outliers = None
     if outlier_weights == "float":
@@ -552,11 +603,13 @@ def llm_int8_linear_vjp(x, weight, bias=None, *, threshold=6.0, row_stats="eleme
         outliers = numpy.flatnonzero((numpy.abs(rows) >= threshold).any(axis=0)) if threshold > 0 else None
 
     def pullback(dy):
-        cotangent = numpy.asarray(dy, numpy.float32).reshape(-1, outputs)
+        upstream = numpy.asarray(dy, numpy.float32).reshape(y.shape)
+        cotangent = (upstream if pull_activation is None else pull_activation(upstream)[0]).reshape(-1, outputs)
         w_hat = weight.q.T * (weight.scale / numpy.float32(127))
         if outliers is not None:
             w_hat[outliers] = w_float[outliers]
         dx = numpy.matmul(cotangent, w_hat.T).reshape(array.shape)
-        return dx, None if bias is None else cotangent.sum(axis=0, dtype=numpy.float64).astype(numpy.float32)
+        dbias = None if bias is None else cotangent.sum(axis=0, dtype=numpy.float64).astype(numpy.float32)
+        return (dx, dbias) if residual is None else (dx, dbias, upstream.copy())
 
     return y, pullback

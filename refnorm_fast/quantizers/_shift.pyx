@@ -141,12 +141,12 @@ cdef _integer_product(q, shift, int n_groups, weight):
     up = n_groups - 1 - shift[0]
     largest = numpy.maximum(q.max(axis=0), numpy.negative(q.min(axis=0))).astype(numpy.int64)
     if (largest << up).max() <= 127:
-        return int8_matmul(q << up, _plain(weight.T)).astype(numpy.float64)
+        return int8_matmul(q << up, weight.T).astype(numpy.float64)
     # The shifts after the sums: channels that share one are a product of their own.
     total = numpy.zeros((len(q), weight.shape[1]))
     for one in numpy.unique(up):
         channels = numpy.flatnonzero(up == one)
-        total += int8_matmul(_plain(q[:, channels]), _plain(weight[channels].T)) * float(1 << int(one))
+        total += int8_matmul(_plain(q[:, channels]), weight[channels].T) * float(1 << int(one))
     return total
 
 

@@ -17,7 +17,8 @@ OUTLIERS = 4
 def races() -> list[dict]:
     import refnorm_fast.quantizers as fast
 
-    return [product(fast, *shape) for shape in SHAPES] + [layer(fast, *shape) for shape in SHAPES]
+    plain = [product(fast, *shape) for shape in SHAPES] + [layer(fast, *shape) for shape in SHAPES]
+    return plain + [layer_and_gelu(fast, *shape) for shape in SHAPES]
 
 
 def text(rows: int, inputs: int, outputs: int) -> str:
@@ -86,6 +87,48 @@ def layer(fast, rows: int, inputs: int, outputs: int) -> dict:
         "candidates": candidates,
         "ours": "refnorm_fast",
         "bytes": inputs * outputs + 4 * rows * (inputs + outputs) + 12 * outputs,
+        "ops": 2 * rows * inputs * outputs,
+        "check": check,
+        "check_unit": "relative",
+    }
+
+
+def layer_and_gelu(fast, rows: int, inputs: int, outputs: int) -> dict:
+    """GELU of the layer plus a residual branch, in one call and as three."""
+    import refnorm_fast.nn as nn
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, inputs)).clip(-5, 5).astype(np.float32)
+    weight = (rng.standard_normal((inputs, outputs)) / np.sqrt(inputs)).astype(np.float32)
+    bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in (outputs, (rows, outputs)))
+    packed = fast.quantize_weight(weight)
+    candidates = {
+        "refnorm_fast": lambda: fast.llm_int8_linear(x, packed, bias, activation="gelu", residual=residual),
+        "refnorm_fast, three calls": lambda: nn.gelu(fast.llm_int8_linear(x, packed, bias)) + residual,
+    }
+    try:
+        import torch
+
+        linear, added = torch_dynamic(x, weight, bias), torch.from_numpy(residual)
+        linear()
+        candidates["torch, dynamic int8"] = lambda: torch.nn.functional.gelu(linear()) + added
+    except (ImportError, AttributeError, RuntimeError):
+        pass
+
+    def check():
+        from refnorm.nn import gelu
+
+        exact = gelu(x.astype(np.float64) @ weight.astype(np.float64) + bias) + residual
+        size = np.linalg.norm(exact)
+        return {label: float(np.linalg.norm(np.asarray(call()) - exact) / size) for label, call in candidates.items()}
+
+    return {
+        "method": "quantizers/llm_int8",
+        "name": "linear layer, GELU and residual",
+        "shape": text(rows, inputs, outputs),
+        "candidates": candidates,
+        "ours": "refnorm_fast",
+        "bytes": inputs * outputs + 4 * rows * (inputs + 2 * outputs) + 12 * outputs,
         "ops": 2 * rows * inputs * outputs,
         "check": check,
         "check_unit": "relative",

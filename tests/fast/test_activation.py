@@ -21,9 +21,10 @@ from tests.fast import support
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 FORMS = ("none", "tanh")
 FUNCTIONS = ("relu", "gelu", "sigmoid", "silu", "softplus", "erf")
-# The worst of 5.8e7 float32 arguments is 1.52, of either form. float64 multiplies an exponential and a rational function of
-# |x|; in the tanh form its exponential multiplies the rounding error of 2u by 2u.
-GELU_ULP = {"none": {np.float32: 1.6, np.float64: 6.0}, "tanh": {np.float32: 1.6, np.float64: 2048.0}}
+# The worst of 5.8e7 float32 arguments is 1.52; in the tanh form it is 1.33, of all from -9.5 to -1/2 and from 1 to 4. float64
+# multiplies an exponential and a rational function of |x|; in the tanh form its exponential multiplies the rounding error of 2u
+# by 2u.
+GELU_ULP = {"none": {np.float32: 1.6, np.float64: 6.0}, "tanh": {np.float32: 1.5, np.float64: 2048.0}}
 # Without a fused multiply-add float32 is rounded once from float64.
 GELU_ULP_WITHOUT_FMA = 0.51
 
@@ -211,7 +212,9 @@ def test_results_beyond_the_caches_are_the_same(name, dtype, isa):
     """They are written past the caches, from the first aligned address on."""
     if isa != support.ISAS[-1]:
         pytest.skip("one level: the loops are the same")
-    x = np.resize(np.random.default_rng(8).standard_normal(10_007).astype(dtype), 9_000_001)
+    x = np.resize(
+        np.random.default_rng(8).standard_normal(10_007).astype(dtype), 36_000_000 // np.dtype(dtype).itemsize + 1
+    )
     part = getattr(fast, name)(x[:10_007])
     memory = np.empty(x.size + 3, dtype)
     getattr(fast, name)(x, out=memory[3:])

@@ -233,6 +233,112 @@ def test_products_of_two_float_matrices(name, dtype):
         assert str(got_error.value) == str(error.value)
 
 
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_activation_and_residual_follow_the_reference(dtype, with_residual, activation):
+    rng = np.random.default_rng(16)
+    for rows, depth, width in (
+        (0, 3, 2),
+        (1, 1, 1),
+        (7, 13, 5),
+        (13, 40, 31),
+        (5, 33, 32),
+        (6, 20, 65),
+        (MANY, 50, 100),
+    ):
+        x, weight = rng.standard_normal((rows, depth)) * 3, rng.standard_normal((depth, width)) / np.sqrt(depth)
+        x, weight, bias = x.astype(dtype), weight.astype(dtype), rng.standard_normal(width).astype(dtype)
+        packed = fast.quantize_weight(weight)
+        residual = rng.standard_normal((rows, width)).astype(dtype) if with_residual else None
+        options = {"activation": activation, "residual": residual}
+        expected = reference.llm_int8_linear(x, packed, bias, **options)
+        got = fast.llm_int8_linear(x, packed, bias, **options)
+        limit = (2e-6 if dtype == np.float32 else 1e-13) * (1 + np.abs(expected).max(initial=0))
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, expected, rtol=0, atol=limit)
+        if residual is None:
+            continue
+        shifted = (
+            np.concatenate([residual.ravel()[:1], residual.ravel()])[1:].reshape(residual.shape) if rows else residual
+        )
+        for view in (
+            np.asfortranarray(residual),
+            np.repeat(residual, 2, axis=1)[:, ::2],
+            support.read_only(residual),
+            shifted,
+        ):
+            np.testing.assert_array_equal(
+                fast.llm_int8_linear(x, packed, bias, activation=activation, residual=view), got
+            )
+        # Added to the residual where that stands, and to one that lies across `out`.
+        place = residual.copy()
+        assert fast.llm_int8_linear(x, packed, bias, activation=activation, residual=place, out=place) is place
+        np.testing.assert_array_equal(place, got)
+        room = np.empty((rows + 1, width), dtype)
+        room[:-1] = residual
+        fast.llm_int8_linear(x, packed, bias, activation=activation, residual=room[:-1], out=room[1:])
+        np.testing.assert_array_equal(room[1:], got)
+
+
+def test_hostile_residuals_and_no_terms():
+    x, packed = np.ones((2, 3), np.float32), fast.quantize_weight(np.ones((3, 2), np.float32))
+    residual = np.array([[np.nan, np.inf], [-np.inf, 1]], np.float32)
+    for function in ("gelu", None):
+        np.testing.assert_allclose(
+            fast.llm_int8_linear(x, packed, activation=function, residual=residual),
+            reference.llm_int8_linear(x, packed, activation=function, residual=residual),
+            rtol=1e-6,
+        )
+    none = reference.quantize_weight(np.zeros((0, 2), np.float32))
+    y = fast.llm_int8_linear(x[:, :0], none, activation="relu", residual=residual)
+    np.testing.assert_array_equal(y, residual)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu"])
+def test_pullback_with_activation_and_residual_follows_the_reference(activation, dtype):
+    rng = np.random.default_rng(17)
+    x, dy, residual = (rng.standard_normal((5, 4, n)).astype(dtype) for n in (30, 20, 20))
+    weight, bias = rng.standard_normal((30, 20)).astype(dtype), rng.standard_normal(20).astype(dtype)
+    packed = reference.quantize_weight(weight)
+    for options in ({"residual": residual}, {}, {"residual": residual, "scale_gradient": True}):
+        y, pullback = fast.llm_int8_linear_vjp(x, packed, bias, activation=activation, **options)
+        expected, expected_pullback = reference.llm_int8_linear_vjp(x, packed, bias, activation=activation, **options)
+        np.testing.assert_allclose(y, expected, atol=2e-5)
+        for _ in range(2):
+            for got, want in zip(pullback(dy), expected_pullback(dy), strict=True):
+                assert got.dtype == dtype
+                np.testing.assert_allclose(got, want, atol=1e-4)
+        assert not any(np.shares_memory(part, dy) for part in pullback(dy))
+
+
+@pytest.mark.parametrize("module", [fast, reference])
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_errors_of_activation_and_residual(module, dtype):
+    x, packed = np.ones((2, 3), dtype), fast.quantize_weight(np.ones((3, 2), dtype))
+    other = np.float64 if dtype == np.float32 else np.float32
+    for wrong, error in (
+        ({"activation": "swish"}, ValueError),
+        ({"residual": np.zeros(2, dtype)}, ValueError),
+        ({"residual": np.zeros((2, 3), dtype)}, ValueError),
+        ({"residual": np.zeros((2, 2), other)}, TypeError),
+        ({"residual": np.zeros((2, 2), np.int64)}, TypeError),
+        ({"activation": "gelu", "residual": np.zeros((3, 2), dtype)}, ValueError),
+    ):
+        for function in (module.llm_int8_linear, module.llm_int8_linear_vjp):
+            with pytest.raises(error, match=list(wrong)[-1]):
+                function(x, packed, **wrong)
+
+
+@pytest.mark.parametrize("width", [*range(18), 31, 64, 65])
+def test_transposed_operands_of_every_size(width):
+    rng = np.random.default_rng(width)
+    for rows, depth in ((3, 8), (9, 17), (MANY, 24)):
+        a, b = random_codes(rng, depth, rows), random_codes(rng, depth, width)
+        np.testing.assert_array_equal(fast.int8_matmul(a.T, b.T), exact_product(a.T, b.T))
+
+
 def test_outliers_in_every_place_of_a_row():
     rng = np.random.default_rng(15)
     for depth in (*support.TAILS[1::5], 130):

@@ -310,7 +310,10 @@ class Pair(NamedTuple):
 
 
 def many(seed, dtype=None):
-    """A network's arrays: small and large ones, both dtypes unless one is given, in every kind of tree."""
+    """A network's arrays: small and large ones, both dtypes unless one is given, in every kind of tree.
+
+    One has exactly as many entries as the largest that a thread takes whole.
+    """
     rng = np.random.default_rng(seed)
 
     def normal(shape, own):
@@ -320,7 +323,7 @@ def many(seed, dtype=None):
         "tiny": [normal(shape, np.float32) for shape in ((1,), (0,), (3, 0), (5, 3), (17, 33, 2), (1, 7), (4097,))],
         "layers": (Layer(normal((30, 40), np.float64), normal(30, np.float32)), Pair(normal(9, np.float32), None)),
         "odd": SimpleNamespace(a=normal((4, 3, 3, 3), np.float64)),
-        "large": [normal((300, 500), np.float32), normal((150_001,), np.float64)],
+        "large": [normal((300, 500), np.float32), normal((256, 512), np.float32), normal((150_001,), np.float64)],
         3: None,
     }
 

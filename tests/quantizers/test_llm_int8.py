@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refnorm.gradcheck import GradientCase
+from refnorm.nn import gelu, relu
 from refnorm.quantizers import (
     Int8Weight,
     absmax_quantize,
@@ -38,6 +39,7 @@ def dequantized(weight):
 
 X, W, BIAS = with_outliers(RNG, 6, 10, 2), RNG.standard_normal((10, 4)), RNG.standard_normal(4)
 PACKED = quantize_weight(W)
+RESIDUAL = RNG.standard_normal((6, 4))
 ZERO_ROW = np.concatenate([np.zeros((1, 10)), X])
 
 
@@ -69,6 +71,17 @@ def scale_surrogate(x, scale, bias, *, threshold, outlier_weights="dequantized",
     regular = np.setdiff1d(np.arange(10), outliers)
     part = (x - X + held)[:, regular] @ effective[regular]
     return part + x[:, outliers] @ w_float[outliers] + bias
+
+
+def with_residual(x, weight, bias, residual, **options):
+    return llm_int8_linear_vjp(x, weight, bias, residual=residual, **options)
+
+
+def activated(x, weight, bias, residual=0.0, *, activation=None, **_):
+    # The slope of an activation is taken at the rounded sum of X, around which the layer moves linearly.
+    summed = llm_int8_linear(X, PACKED, BIAS) + layer(x - X, weight) + (bias - BIAS)
+    functions = {None: np.asarray, "relu": relu, "gelu": gelu, "gelu_tanh": lambda z: gelu(z, approximate="tanh")}
+    return functions[activation](summed) + residual
 
 
 # Numbers on an int8 grid in every row and column, so that nothing is rounded: the int8 gradient is exact there.
@@ -118,6 +131,27 @@ GRADIENT_CASES = [
         call=with_scale,
         surrogate=scale_surrogate,
         name="column constants, float outlier weights",
+    ),
+    *(
+        GradientCase(
+            llm_int8_linear_vjp,
+            (X, PACKED, BIAS),
+            {"activation": activation},
+            surrogate=activated,
+            name=activation,
+        )
+        for activation in ("gelu", "gelu_tanh", "relu")
+    ),
+    *(
+        GradientCase(
+            llm_int8_linear_vjp,
+            (X, PACKED, BIAS, RESIDUAL),
+            {"activation": activation},
+            call=with_residual,
+            surrogate=activated,
+            name=f"residual, {activation}",
+        )
+        for activation in (None, "gelu")
     ),
     GradientCase(
         int8_matmul_trainable_vjp,
@@ -219,6 +253,44 @@ def test_row_statistics_differ_by_the_ordinary_entries_of_outlier_columns():
     x = np.array([[1.0, 5.0], [2.0, 9.0]])
     assert vectorwise_quantize(x, threshold=6.0)[1].tolist() == [5, 2]
     assert vectorwise_quantize(x, threshold=6.0, row_stats="columns")[1].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_activation_and_residual_follow_the_sum(activation, dtype):
+    functions = {None: np.asarray, "relu": relu, "gelu": gelu, "gelu_tanh": lambda z: gelu(z, approximate="tanh")}
+    x, bias, residual = X.astype(dtype), BIAS.astype(dtype), RESIDUAL.astype(dtype)
+    packed = quantize_weight(W.astype(dtype))
+    y = llm_int8_linear(x.reshape(2, 3, 10), packed, bias, activation=activation, residual=residual.reshape(2, 3, 4))
+    assert y.dtype == dtype
+    composed = functions[activation](llm_int8_linear(x, packed, bias)) + residual
+    # The fused layer rounds once, the composition up to three times.
+    np.testing.assert_allclose(y.reshape(6, 4), composed, rtol=0, atol=4 * np.finfo(dtype).eps * np.abs(composed).max())
+    plain = llm_int8_linear(x, packed, bias, activation=activation)
+    np.testing.assert_array_equal(plain, llm_int8_linear(x, packed, bias, activation=activation, residual=residual * 0))
+
+
+def test_pullback_with_scale_gradient_and_residual_has_four_parts():
+    pullback = llm_int8_linear_vjp(X, PACKED, BIAS, scale_gradient=True, activation="gelu", residual=RESIDUAL)[1]
+    dx, dscale, dbias, dresidual = pullback(RESIDUAL)
+    assert (dx.shape, dscale.shape, dbias.shape) == (X.shape, (4,), (4,))
+    np.testing.assert_array_equal(dresidual, RESIDUAL)
+    assert not np.shares_memory(dresidual, RESIDUAL)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"activation": "swish"}, ValueError, "activation"),
+        ({"residual": RESIDUAL[:, :3]}, ValueError, "residual"),
+        ({"residual": RESIDUAL[0]}, ValueError, "residual"),
+        ({"residual": RESIDUAL.astype(np.float32)}, TypeError, "residual"),
+    ],
+)
+def test_bad_activation_or_residual(options, error, message):
+    for function in (llm_int8_linear, llm_int8_linear_vjp):
+        with pytest.raises(error, match=message):
+            function(X, PACKED, BIAS, **options)
 
 
 def test_threshold_itself_is_an_outlier():

@@ -1,19 +1,37 @@
-"""Evidence for AffineQuant: exact equivalence, what a full matrix gains, and when it stays dominant."""
+"""Evidence for AffineQuant: exact equivalence, what a full matrix gains, when it stays dominant, and 4-bit layers."""
 
 import functools
 
 import numpy as np
+from small_data import digits
+from small_networks import batches, mlp_init, mlp_loss_and_grads
 
 from refnorm.claims import Claim
-from refnorm.quantizers import affine_equivalent, affine_quant_linear, fit_affine_quant
+from refnorm.nn import relu
+from refnorm.quantizers import (
+    affine_equivalent,
+    affine_quant_linear,
+    fit_affine_quant,
+    int4_linear,
+    quantize_weight_int4,
+)
 
 SEEDS = range(3)
 INPUTS, OUTPUTS, ROWS = 32, 48, 256
 EPOCHS, STEPS, FEW_STEPS = 20, 25, 10
+GROUP_SIZES = (8, 16, 32, 64, 128)
 
 
 def claims() -> list[Claim]:
-    return [equivalence(), diagonal(), full(), dominance(), dominance_at_full_rate()]
+    return [
+        equivalence(),
+        diagonal(),
+        full(),
+        dominance(),
+        dominance_at_full_rate(),
+        group_sizes(),
+        eight_bit_activations(),
+    ]
 
 
 @functools.cache
@@ -106,6 +124,48 @@ def dominance_at_full_rate() -> Claim:
             "smallest margin": min(margins),
             "largest condition number of a result": float(max(np.linalg.cond(one.transform) for one in found)),
         },
+    )
+
+
+@functools.cache
+def trained_layer(seed: int):
+    """Test inputs and weights of the middle layer, 128 by 128, of a network trained on the digits."""
+    data, rng = digits(seed=seed), np.random.default_rng(seed)
+    params = mlp_init(rng, (64, 128, 128, 10))
+    for rows in batches(rng, len(data.x), 64, 15):
+        _, grads = mlp_loss_and_grads(params, data.x[rows], data.target[rows])
+        params = [(w - 0.1 * dw, b - 0.1 * db) for (w, b), (dw, db) in zip(params, grads, strict=True)]
+    return relu(data.x_test @ params[0][0] + params[0][1]), params[1][0]
+
+
+def error_in_4_bits(seed: int, group_size: int, activations: str = "float") -> float:
+    """Of the layer's outputs, as a share of their norm."""
+    x, weight = trained_layer(seed)
+    y = int4_linear(x, quantize_weight_int4(weight, group_size=group_size), activations=activations)
+    return float(np.linalg.norm(y - x @ weight) / np.linalg.norm(x @ weight))
+
+
+def group_sizes() -> Claim:
+    errors = np.array([[error_in_4_bits(seed, size) for size in GROUP_SIZES] for seed in SEEDS])
+    return Claim(
+        statement="The 4-bit weights of a trained layer cost more error the larger the groups that share a grid.",
+        expected="error of the outputs grows with the group size from 8 to 128 on each of 3 seeds, and is below 0.1 of the outputs",
+        holds=bool((np.diff(errors, axis=1) > 0).all() and errors.max() < 0.1),
+        figures={
+            f"mean relative error, groups of {size}": float(mean)
+            for size, mean in zip(GROUP_SIZES, errors.mean(axis=0), strict=True)
+        },
+    )
+
+
+def eight_bit_activations() -> Claim:
+    pairs = [[error_in_4_bits(seed, size, way) for way in ("float", "int8")] for seed in SEEDS for size in GROUP_SIZES]
+    growth = [both / weights - 1 for weights, both in pairs]
+    return Claim(
+        statement="Beside 4-bit weights, rounding the activations to 8 bits hardly shows.",
+        expected='activations="int8" adds less than 1 % to the error of the outputs, on each of 3 seeds and group sizes from 8 to 128',
+        holds=max(growth) < 0.01,
+        figures={"smallest growth": min(growth), "largest growth": max(growth)},
     )
 
 

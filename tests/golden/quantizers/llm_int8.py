@@ -150,6 +150,7 @@ def cases():
         *trainable(rng),
         *comparisons(rng),
         *after_norms(rng),
+        *epilogues(rng),
     ]
 
 
@@ -428,6 +429,56 @@ def after_norms(rng):
                     expected=(np.array(codes, np.int8), absmax.astype(dtype)),
                     tolerance=Tolerance(4, "ulp"),
                     source="mpmath, 50 digits",
+                )
+            )
+    return found
+
+
+def epilogues(rng):
+    """The exact sum of the layer, PyTorch's activation of it, and its gradient through the dequantized weights."""
+    found = []
+    for dtype, limit in (
+        (np.float32, Tolerance(8, "ulp_of_largest")),
+        (np.float64, Tolerance(1e-13, "relative_of_largest")),
+    ):
+        x, w = draw(rng, (4, 17), dtype, outliers=2), draw(rng, (17, 9), dtype, scale=0.2)
+        bias, residual, cotangent = (rng.standard_normal(shape).astype(dtype) for shape in (9, (4, 9), (4, 9)))
+        weight = exact_weight(w)
+        summed = torch.tensor(exact_linear(x, w, bias))
+        frozen = torch.tensor(weight.q.T * weight.scale.astype(np.float64) / 127)
+        for activation, function in (
+            ("gelu", torch.nn.functional.gelu),
+            ("gelu_tanh", lambda z: torch.nn.functional.gelu(z, approximate="tanh")),
+            ("relu", torch.relu),
+            (None, lambda z: z),
+        ):
+            options = {"activation": activation, "residual": residual}
+            name = f"{activation or 'no activation'}, a residual, {np.dtype(dtype)}"
+            found.append(
+                GoldenCase(
+                    function="quantizers.llm_int8_linear",
+                    name=name,
+                    args=(x, weight, bias),
+                    options=options,
+                    expected=(function(summed) + torch.tensor(residual)).numpy(),
+                    tolerance=limit,
+                    source=f"exact fractions for the sum; {TORCH}, float64, for the activation",
+                )
+            )
+            inputs, shift = (torch.tensor(a.astype(np.float64), requires_grad=True) for a in (x, bias))
+            # The activation stands where the rounded sum is, and passes its slope to the straight-through layer.
+            straight = inputs @ frozen + shift
+            function(straight + (summed - straight).detach()).backward(torch.tensor(cotangent.astype(np.float64)))
+            found.append(
+                GoldenCase(
+                    function="quantizers.llm_int8_linear",
+                    name=name,
+                    args=(x, weight, bias),
+                    options=options,
+                    cotangent=cotangent,
+                    expected=(inputs.grad.numpy(), shift.grad.numpy(), cotangent),
+                    tolerance=Tolerance(1e-13 if dtype == np.float64 else 2e-6, "relative_of_largest"),
+                    source=f"{TORCH}, float64, gradient at the exact sum",
                 )
             )
     return found
