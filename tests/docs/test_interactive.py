@@ -95,6 +95,25 @@ def test_each_motion_of_the_tiling_takes_corners_to_corners() -> None:
         assert np.linalg.norm(there[:, None] - corners, axis=-1).min(axis=1).max() < 1e-6
 
 
+def test_the_errors_of_softmax_are_those_of_exact_arithmetic() -> None:
+    mpmath = pytest.importorskip("mpmath")
+    found, module = data("softmax/temperature"), script("softmax/temperature")
+    for index in (3, 12):
+        x = (module.LOGITS / np.float32(found["temperatures"][index])).astype(np.float32)
+        with mpmath.workdps(40):
+            exponentials = [mpmath.exp(mpmath.mpf(float(value))) for value in x]
+            exact = [value / mpmath.fsum(exponentials) for value in exponentials]
+            for algorithm in found["algorithms"]:
+                y = module.ALGORITHMS[algorithm["name"]](x)
+                units = [float(np.spacing(np.float32(float(value)))) for value in exact]
+                ulps = [float(abs(mpmath.mpf(float(a)) - b)) / u for a, b, u in zip(y, exact, units, strict=True)]
+                np.testing.assert_allclose(algorithm["errors"][index], ulps, atol=0.006)
+    by_name = {algorithm["name"]: algorithm["errors"] for algorithm in found["algorithms"]}
+    assert by_name["exp(x) as it is"][0] is None
+    assert max(value for row in by_name["two passes over pairs"] for value in row if value is not None) <= 0.51
+    np.testing.assert_allclose(np.sum(found["probabilities"], axis=1), 1, atol=5e-5)
+
+
 # --- the directive
 
 
