@@ -114,6 +114,36 @@ def test_the_errors_of_softmax_are_those_of_exact_arithmetic() -> None:
     np.testing.assert_allclose(np.sum(found["probabilities"], axis=1), 1, atol=5e-5)
 
 
+@pytest.mark.parametrize(
+    ("norm", "axes", "removes_mean"),
+    [
+        ("Batch", (0, 2), True),
+        ("Layer", (1, 2), True),
+        ("Layer, per token", (1,), True),
+        ("RMS, per token", (1,), False),
+        ("Instance", (2,), True),
+    ],
+)
+def test_entries_share_statistics_along_the_axes_of_the_norm(
+    norm: str, axes: tuple[int, ...], removes_mean: bool
+) -> None:
+    found = data("norms/shared_entries")
+    record = {record["name"]: record for record in found["norms"]}[norm]
+    sets = np.array(record["sets"]).reshape(found["shape"])
+    assert record["removesMean"] == removes_mean
+    # One number along these axes, and another for each entry of the others.
+    assert (sets == sets.min(axis=axes, keepdims=True)).all()
+    assert len(np.unique(sets)) == sets.size // np.prod([sets.shape[axis] for axis in axes])
+
+
+def test_groups_of_channels_share_statistics() -> None:
+    found = data("norms/shared_entries")
+    examples, channels, places = found["shape"]
+    sets = np.array(found["norms"][-1]["sets"]).reshape(examples, 2, channels // 2 * places)
+    assert (sets == sets[..., :1]).all()
+    assert len(np.unique(sets)) == examples * 2
+
+
 # --- the directive
 
 
