@@ -144,6 +144,32 @@ def test_groups_of_channels_share_statistics() -> None:
     assert len(np.unique(sets)) == examples * 2
 
 
+def test_the_grids_of_the_weights_are_those_of_the_quantizer() -> None:
+    from refnorm.quantizers import affine_qparams, fake_quantize
+
+    found, module = data("quantizers/grid"), script("quantizers/grid")
+    w, _ = module.weights()
+    assert sum(found["histogram"]) == found["size"] == w.size
+    for grid in found["grids"]:
+        for bits, at in zip(found["bits"], grid["at"], strict=True):
+            scale, zero_point = affine_qparams(w, bits=bits, **module.GRIDS[grid["name"]])
+            quantized = fake_quantize(w, scale, zero_point, bits=bits).astype(np.float64)
+            assert at["error"] == pytest.approx(np.sqrt(np.mean((quantized - w) ** 2)), rel=1e-4)
+            assert len(at["counts"]) == 2**bits
+            assert sum(at["counts"]) == w.size
+            values = at["first"] + at["scale"] * np.arange(2**bits)
+            mean = np.dot(values, at["counts"]) / w.size
+            assert mean == pytest.approx(quantized.mean(), abs=1e-4 * at["scale"] * 2**bits)
+
+
+def test_without_the_encoder_a_small_network_is_trained() -> None:
+    pytest.importorskip("sklearn")
+    w = script("quantizers/grid").digit_weights()
+    assert w.shape == (64, 64)
+    assert w.dtype == np.float32
+    assert w.std() > 0.1
+
+
 # --- the directive
 
 
