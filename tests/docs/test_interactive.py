@@ -170,6 +170,49 @@ def test_without_the_encoder_a_small_network_is_trained() -> None:
     assert w.std() > 0.1
 
 
+def test_gradients_of_the_landscapes() -> None:
+    module = script("solvers/valley")
+    points = np.random.default_rng(1).normal(0, 2, (20, 2))
+    for function, _, _ in module.LANDSCAPES.values():
+        steps = 1e-6 * np.eye(2)
+        slopes = [(function(points + step)[0] - function(points - step)[0]) / 2e-6 for step in steps]
+        np.testing.assert_allclose(np.stack(slopes, axis=-1), function(points)[1], rtol=1e-6, atol=1e-8)
+
+
+def test_paths_are_the_steps_of_the_optimizers() -> None:
+    pytest.importorskip("contourpy")
+    found, module = data("solvers/valley"), script("solvers/valley")
+    for landscape in found["landscapes"]:
+        function, start, _ = module.LANDSCAPES[landscape["name"]]
+        paths = {name: rates[3] for name, rates in zip(found["names"], landscape["paths"], strict=True)}
+        momentum, accumulator, average = np.zeros((3, 2))
+        x = dict.fromkeys(("SGD with momentum", "AdaGrad", "Lion"), start)
+        for step in range(8):
+            gradients = {name: function(point)[1] for name, point in x.items()}
+            for name, point in x.items():
+                np.testing.assert_allclose(paths[name]["points"][step], point, atol=6e-4)
+            momentum = 0.9 * momentum + gradients["SGD with momentum"]
+            accumulator = accumulator + gradients["AdaGrad"] ** 2
+            sign = np.sign(0.9 * average + 0.1 * gradients["Lion"])
+            average = 0.99 * average + 0.01 * gradients["Lion"]
+            moves = {
+                "SGD with momentum": momentum,
+                "AdaGrad": gradients["AdaGrad"] / np.sqrt(accumulator),
+                "Lion": sign,
+            }
+            x = {name: x[name] - 0.1 * move for name, move in moves.items()}
+
+
+def test_projection_keeps_the_weights_short_where_only_their_direction_counts() -> None:
+    pytest.importorskip("contourpy")
+    found = data("solvers/valley")
+    paths = dict(zip(found["names"], found["landscapes"][1]["paths"], strict=True))
+    for rate in range(3, len(found["rates"])):
+        length = {name: np.linalg.norm(rates[rate]["points"][-1]) for name, rates in paths.items()}
+        assert length["SGDP"] < length["SGD with momentum"] / 2
+        assert length["AdamP"] < length["Adam"] / 2
+
+
 # --- the directive
 
 
