@@ -167,7 +167,8 @@ def test_without_the_encoder_a_small_network_is_trained() -> None:
     w = script("quantizers/grid").digit_weights()
     assert w.shape == (64, 64)
     assert w.dtype == np.float32
-    assert w.std() > 0.1
+    # scikit-learn starts from a uniform distribution of this half width.
+    assert np.abs(w).max() > 1.2 * np.sqrt(6 / (64 + 64))
 
 
 def test_gradients_of_the_landscapes() -> None:
