@@ -526,7 +526,7 @@ def forget_page(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
 
 def run_evidence(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
     """Run the scripts that the pages ask for beforehand, one on each core."""
-    pattern = re.compile(r"^\s*`{3,}\{(claims|drawing)\}\s+(\S+)", re.MULTILINE)
+    pattern = re.compile(r"^\s*`{3,}\{(claims|drawing|interactive)\}\s+(\S+)", re.MULTILINE)
     wanted = {}
     for docname in docnames:
         for kind, name in pattern.findall(Path(env.doc2path(docname)).read_text()):

@@ -95,6 +95,125 @@ def test_each_motion_of_the_tiling_takes_corners_to_corners() -> None:
         assert np.linalg.norm(there[:, None] - corners, axis=-1).min(axis=1).max() < 1e-6
 
 
+def test_the_errors_of_softmax_are_those_of_exact_arithmetic() -> None:
+    mpmath = pytest.importorskip("mpmath")
+    found, module = data("softmax/temperature"), script("softmax/temperature")
+    for index in (3, 12):
+        x = (module.LOGITS / np.float32(found["temperatures"][index])).astype(np.float32)
+        with mpmath.workdps(40):
+            exponentials = [mpmath.exp(mpmath.mpf(float(value))) for value in x]
+            exact = [value / mpmath.fsum(exponentials) for value in exponentials]
+            for algorithm in found["algorithms"]:
+                y = module.ALGORITHMS[algorithm["name"]](x)
+                units = [float(np.spacing(np.float32(float(value)))) for value in exact]
+                ulps = [float(abs(mpmath.mpf(float(a)) - b)) / u for a, b, u in zip(y, exact, units, strict=True)]
+                np.testing.assert_allclose(algorithm["errors"][index], ulps, atol=0.006)
+    by_name = {algorithm["name"]: algorithm["errors"] for algorithm in found["algorithms"]}
+    assert by_name["exp(x) as it is"][0] is None
+    assert max(value for row in by_name["two passes over pairs"] for value in row if value is not None) <= 0.51
+    np.testing.assert_allclose(np.sum(found["probabilities"], axis=1), 1, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "axes", "removes_mean"),
+    [
+        ("Batch", (0, 2), True),
+        ("Layer", (1, 2), True),
+        ("Layer, per token", (1,), True),
+        ("RMS, per token", (1,), False),
+        ("Instance", (2,), True),
+    ],
+)
+def test_entries_share_statistics_along_the_axes_of_the_norm(
+    norm: str, axes: tuple[int, ...], removes_mean: bool
+) -> None:
+    found = data("norms/shared_entries")
+    record = {record["name"]: record for record in found["norms"]}[norm]
+    sets = np.array(record["sets"]).reshape(found["shape"])
+    assert record["removesMean"] == removes_mean
+    # One number along these axes, and another for each entry of the others.
+    assert (sets == sets.min(axis=axes, keepdims=True)).all()
+    assert len(np.unique(sets)) == sets.size // np.prod([sets.shape[axis] for axis in axes])
+
+
+def test_groups_of_channels_share_statistics() -> None:
+    found = data("norms/shared_entries")
+    examples, channels, places = found["shape"]
+    sets = np.array(found["norms"][-1]["sets"]).reshape(examples, 2, channels // 2 * places)
+    assert (sets == sets[..., :1]).all()
+    assert len(np.unique(sets)) == examples * 2
+
+
+def test_the_grids_of_the_weights_are_those_of_the_quantizer() -> None:
+    from refnorm.quantizers import affine_qparams, fake_quantize
+
+    found, module = data("quantizers/grid"), script("quantizers/grid")
+    w, _ = module.weights()
+    assert sum(found["histogram"]) == found["size"] == w.size
+    for grid in found["grids"]:
+        for bits, at in zip(found["bits"], grid["at"], strict=True):
+            scale, zero_point = affine_qparams(w, bits=bits, **module.GRIDS[grid["name"]])
+            quantized = fake_quantize(w, scale, zero_point, bits=bits).astype(np.float64)
+            assert at["error"] == pytest.approx(np.sqrt(np.mean((quantized - w) ** 2)), rel=1e-4)
+            assert len(at["counts"]) == 2**bits
+            assert sum(at["counts"]) == w.size
+            values = at["first"] + at["scale"] * np.arange(2**bits)
+            mean = np.dot(values, at["counts"]) / w.size
+            assert mean == pytest.approx(quantized.mean(), abs=1e-4 * at["scale"] * 2**bits)
+
+
+def test_without_the_encoder_a_small_network_is_trained() -> None:
+    pytest.importorskip("sklearn")
+    w = script("quantizers/grid").digit_weights()
+    assert w.shape == (64, 64)
+    assert w.dtype == np.float32
+    # scikit-learn starts from a uniform distribution of this half width.
+    assert np.abs(w).max() > 1.2 * np.sqrt(6 / (64 + 64))
+
+
+def test_gradients_of_the_landscapes() -> None:
+    module = script("solvers/valley")
+    points = np.random.default_rng(1).normal(0, 2, (20, 2))
+    for function, _, _ in module.LANDSCAPES.values():
+        steps = 1e-6 * np.eye(2)
+        slopes = [(function(points + step)[0] - function(points - step)[0]) / 2e-6 for step in steps]
+        np.testing.assert_allclose(np.stack(slopes, axis=-1), function(points)[1], rtol=1e-6, atol=1e-8)
+
+
+def test_paths_are_the_steps_of_the_optimizers() -> None:
+    pytest.importorskip("contourpy")
+    found, module = data("solvers/valley"), script("solvers/valley")
+    for landscape in found["landscapes"]:
+        function, start, _ = module.LANDSCAPES[landscape["name"]]
+        paths = {name: rates[3] for name, rates in zip(found["names"], landscape["paths"], strict=True)}
+        momentum, accumulator, average = np.zeros((3, 2))
+        x = dict.fromkeys(("SGD with momentum", "AdaGrad", "Lion"), start)
+        for step in range(8):
+            gradients = {name: function(point)[1] for name, point in x.items()}
+            for name, point in x.items():
+                np.testing.assert_allclose(paths[name]["points"][step], point, atol=6e-4)
+            momentum = 0.9 * momentum + gradients["SGD with momentum"]
+            accumulator = accumulator + gradients["AdaGrad"] ** 2
+            sign = np.sign(0.9 * average + 0.1 * gradients["Lion"])
+            average = 0.99 * average + 0.01 * gradients["Lion"]
+            moves = {
+                "SGD with momentum": momentum,
+                "AdaGrad": gradients["AdaGrad"] / np.sqrt(accumulator),
+                "Lion": sign,
+            }
+            x = {name: x[name] - 0.1 * move for name, move in moves.items()}
+
+
+def test_projection_keeps_the_weights_short_where_only_their_direction_counts() -> None:
+    pytest.importorskip("contourpy")
+    found = data("solvers/valley")
+    paths = dict(zip(found["names"], found["landscapes"][1]["paths"], strict=True))
+    for rate in range(3, len(found["rates"])):
+        length = {name: np.linalg.norm(rates[rate]["points"][-1]) for name, rates in paths.items()}
+        assert length["SGDP"] < length["SGD with momentum"] / 2
+        assert length["AdamP"] < length["Adam"] / 2
+
+
 # --- the directive
 
 

@@ -107,6 +107,9 @@ window.refnormFigures = (() => {
   const minus = text => text.replace("-", "\u2212");
   const fixed = (value, digits) => minus(value.toFixed(digits));
 
+  /* A whole number in groups of three. */
+  const grouped = value => value.toLocaleString("en").replaceAll(",", "\u202f");
+
   /* Every figure named `name` on the page gets its controls: `build(place, data)`. */
   function figure(name, build) {
     for (const place of document.querySelectorAll(`.interactive[data-figure="${name}"]`)) {
@@ -116,5 +119,5 @@ window.refnormFigures = (() => {
     }
   }
 
-  return { axes, choice, drawing, element, figure, fixed, minus, reading, set, shape, slider };
+  return { axes, choice, drawing, element, figure, fixed, grouped, minus, reading, set, shape, slider };
 })();
