@@ -160,7 +160,7 @@ class MethodBox(BookDirective):
         except ValueError as error:
             return self.complain(f"method {error}")
         status = catalogue.status(method)
-        box = nodes.container(classes=["method-box"])
+        box = nodes.container(classes=["method-box"], ids=[f"method-{nodes.make_id(self.arguments[0])}"])
         title = nodes.strong(method.title, method.title)
         source: list[nodes.Node | str] = [f"{method.authors} ({method.year})"]
         if method.arxiv:
@@ -187,7 +187,15 @@ class MethodBox(BookDirective):
                 text += f" ({status.golden_cases})"
             badges += [span(text, "status", f"status-{KIND[exists]}"), " "]
         box += paragraph(*badges, classes=["method-status"])
-        return [box]
+        return [self.index_entries(method, box["ids"][0]), box]
+
+    def index_entries(self, method: Any, target: str) -> nodes.Node:
+        """Put the chapter's and the paper's title into the book's index."""
+        chapter = self.state.document.next_node(nodes.title)
+        words = dict.fromkeys([*([chapter.astext()] if chapter else []), method.title])
+        # Sphinx splits an entry at semicolons.
+        entries = [("single", word.replace(";", ","), target, "", None) for word in words]
+        return addnodes.index(entries=entries)
 
 
 class MethodOrPython(PyMethod):
