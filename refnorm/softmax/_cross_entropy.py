@@ -355,6 +355,11 @@ def _fenced(x: AnyArray, chosen: AnyArray | None) -> AnyArray:
     return x if chosen is None else np.where(chosen, x, x.dtype.type(-np.inf))
 
 
+def _divided(x: AnyArray, temperature: float) -> AnyArray:
+    """Parts apart: a complex quotient of ``-inf`` and a real number is NaN in NumPy."""
+    return (x.view(x.real.dtype) / temperature).view(x.dtype)
+
+
 def _through(dx: AnyArray, chosen: AnyArray | None, temperature: float) -> AnyArray:
     """The cotangent of the logits as that of ``x``."""
     if temperature != 1:
@@ -371,7 +376,7 @@ def _log_softmax_and_sum(x: AnyArray, temperature: float = 1.0) -> tuple[AnyArra
     usable = np.isfinite(largest)
     anchor = np.where(usable, largest, 0)
     with np.errstate(over="ignore", invalid="ignore"):
-        shifted = (x - anchor) / temperature
+        shifted = _divided(x - anchor, temperature)
         terms = np.exp(shifted)
         np.put_along_axis(terms, at, 0, axis=-1)
         log_rest = np.log1p(terms.sum(axis=-1, keepdims=True))

@@ -8,3 +8,19 @@ An adapter maps names to functions that take NumPy arrays and give them back; wh
 
 The frameworks are not installed with this package: ``pip install "refnorm[bench]"`` has both.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def plain(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Let an operator without mask and temperature say that it has none."""
+
+    def call(*args: Any, where: Any = None, temperature: float = 1.0, **options: Any) -> Any:
+        if where is not None or temperature != 1:
+            raise NotImplementedError("no mask and no temperature")
+        return operator(*args, **options)
+
+    return call

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from refnorm.conformance.adapters import plain
+
 OPSET = 20
 """The first with Gelu."""
 
@@ -33,10 +35,12 @@ class _Operators:
 
     def by_name(self) -> dict[str, Callable[..., Any]]:
         return {
-            "softmax.softmax": self.softmax,
-            "softmax.log_softmax": lambda x, axis=-1: self.run("LogSoftmax", [x], axis=axis),
-            "softmax.logsumexp": lambda x, axis=-1, keepdims=False: self.run(
-                "ReduceLogSumExp", [x, np.array([axis])], keepdims=int(keepdims)
+            "softmax.softmax": plain(self.softmax),
+            "softmax.log_softmax": plain(lambda x, axis=-1: self.run("LogSoftmax", [x], axis=axis)),
+            "softmax.logsumexp": plain(
+                lambda x, axis=-1, keepdims=False: self.run(
+                    "ReduceLogSumExp", [x, np.array([axis])], keepdims=int(keepdims)
+                )
             ),
             "norms.layer_norm": self.layer_norm,
             "norms.instance_norm": lambda x, gain, bias, eps=1e-5: self.run(

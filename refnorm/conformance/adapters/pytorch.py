@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from refnorm.conformance.adapters import plain
+
 
 def functions() -> dict[str, Callable[..., Any]]:
     """Return PyTorch's operators, and a ``_vjp`` for each, by the names of the golden vectors.
@@ -68,9 +70,9 @@ class _Operators:
     def by_name(self) -> dict[str, Callable[..., Any]]:
         torch, functional = self.torch, self.functional
         return {
-            "softmax.softmax": self.softmax,
-            "softmax.log_softmax": lambda x, axis=-1: functional.log_softmax(x, axis),
-            "softmax.logsumexp": lambda x, axis=-1, keepdims=False: torch.logsumexp(x, axis, keepdims),
+            "softmax.softmax": plain(self.softmax),
+            "softmax.log_softmax": plain(lambda x, axis=-1: functional.log_softmax(x, axis)),
+            "softmax.logsumexp": plain(lambda x, axis=-1, keepdims=False: torch.logsumexp(x, axis, keepdims)),
             "softmax.cross_entropy": self.cross_entropy,
             "softmax.soft_cross_entropy": self.cross_entropy,
             "norms.layer_norm": self.layer_norm,

@@ -6,6 +6,7 @@ import scipy
 import torch
 
 from refnorm.conformance import GoldenCase, Tolerance
+from tests.golden.softmax.two_pass import where_cases
 
 mpmath.mp.dps = 50
 MPMATH = "mpmath, 50 digits"
@@ -22,7 +23,7 @@ def log_softmax_rows(x):
 
 def cases():
     rng = np.random.default_rng(1990)
-    found = []
+    found = [case for case in where_cases(np.random.default_rng(20)) if case.function != "softmax.softmax"]
 
     def add(function, name, args, expected, tolerance, source=MPMATH, **more):
         found.append(

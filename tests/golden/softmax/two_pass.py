@@ -154,7 +154,8 @@ def pair_cases(rng):
 
 def cases():
     rng = np.random.default_rng(200104438)
-    found = pair_cases(rng) + where_cases(np.random.default_rng(20))
+    found = pair_cases(rng)
+    found += [case for case in where_cases(np.random.default_rng(20)) if case.function == "softmax.softmax"]
     hand = np.array([1000.0, 1001.0, 1002.0])
     truth = np.array([0.090030573170380458, 0.24472847105479765, 0.66524095577482189])
     gradient = np.array([0.14181709360981, 0.14077035746963, -0.28258745107944])
