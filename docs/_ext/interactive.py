@@ -1,7 +1,8 @@
 """Figures that the reader moves: ``{interactive} PATH``, a script below ``docs`` as for ``{drawing}``.
 
 The script has two functions. ``data()`` computes what the page needs, from the running code, as plain lists, dictionaries,
-numbers and strings; ``figure()`` draws the picture for paper, from the same data. The stem of PATH names the script
+numbers and strings; ``figure()`` draws the picture for paper. Both are made again when a module of the project changes that the
+script imports at its top. The stem of PATH names the script
 ``_static/interactive/STEM.js`` that turns the data into a figure. Only HTML pages get it; without scripts, and in every
 other format, there is the picture.
 """
