@@ -187,6 +187,13 @@ def test_the_box_of_a_method_is_looked_up(book):
     assert 'href="https://arxiv.org/abs/1607.06450"' in (book / "_out" / "room" / "box.html").read_text()
 
 
+def test_a_chapter_is_in_the_index_under_its_title_and_the_papers(book):
+    html = (book / "_out" / "genindex.html").read_text()
+    for title in ("Box", "Layer Normalization"):
+        assert f'<a href="room/box.html#method-norms-layer-norm">{title}</a>' in html
+    assert 'id="method-norms-layer-norm"' in (book / "_out" / "room" / "box.html").read_text()
+
+
 def test_the_evidence_of_a_room_is_told(book):
     text = text_of(book / "_out" / "room" / "proof.html")
     assert "3 of 4" in text
