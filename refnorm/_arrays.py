@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from refnorm._typing import AnyArray, Array, F
+from refnorm.tree import tree_leaves
 
 
 def sum_to(array: Array[F], shape: Sequence[int]) -> Array[F]:
@@ -58,3 +59,17 @@ def ulp_error(actual: AnyArray, expected: AnyArray, dtype: Any = None) -> AnyArr
         error = np.abs(a - e) / spacing
         same = (a == rounded) & ~np.isfinite(rounded) | (np.isnan(a) & np.isnan(e))
         return np.where(same, 0.0, np.where(np.isfinite(a) & np.isfinite(e), error, np.inf)).astype(np.float64)
+
+
+def is_differentiable(argument: Any) -> bool:
+    """Whether a pullback has an entry for this argument: a float, a float array or a tree of nothing else.
+
+    Examples
+    --------
+    >>> is_differentiable({"weight": np.ones(2), "bias": None}), is_differentiable(np.array([1, 2]))
+    (True, False)
+    """
+    leaves = [leaf for _, leaf in tree_leaves(argument) if leaf is not None]
+    return bool(leaves) and all(
+        isinstance(leaf, (float, np.ndarray, np.floating)) and np.asarray(leaf).dtype.kind == "f" for leaf in leaves
+    )

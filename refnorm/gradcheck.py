@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from refnorm._arrays import is_differentiable
 from refnorm._checks import complex_allowed, one_of
 from refnorm._typing import AnyArray, Tree
 from refnorm.tree import tree_leaves, tree_map
@@ -156,7 +157,7 @@ def check_vjp(
     if not isinstance(entries, tuple):
         raise GradientMismatch(f"{label}: pullback returned {type(entries).__name__}, expected a tuple")
 
-    positions = [i for i, arg in enumerate(args) if arg is None or _is_differentiable(arg)]
+    positions = [i for i, arg in enumerate(args) if arg is None or is_differentiable(arg)]
     if len(entries) != len(positions):
         raise GradientMismatch(
             f"{label}: pullback returned {len(entries)} cotangents for {len(positions)} float arguments"
@@ -191,13 +192,6 @@ def check_vjp(
             if error >= worst:
                 worst, worst_argument = error, f"argument {position}"
     return GradientReport(worst_error=worst, worst_argument=worst_argument, checks=checks)
-
-
-def _is_differentiable(arg: Any) -> bool:
-    leaves = [leaf for _, leaf in tree_leaves(arg) if leaf is not None]
-    return bool(leaves) and all(
-        isinstance(leaf, (float, np.ndarray, np.floating)) and np.asarray(leaf).dtype.kind == "f" for leaf in leaves
-    )
 
 
 def _check_structure(label: str, position: int, arg: Tree, entry: Tree) -> None:
