@@ -33,8 +33,8 @@ class ConvexReluRegressor(RegressorMixin, BaseEstimator):
 
     Attributes
     ----------
-    weight_ : array (m, n_features_in_ + 1)
-        Hidden weights; the last column is the bias, absent without ``fit_intercept``.
+    weight_ : array (m, d + 1), or (m, d) without ``fit_intercept``
+        Hidden weights; the last column is the bias.
     output_ : array (m,)
         Output weights.
     result_ : refnorm.solvers.ConvexReluResult

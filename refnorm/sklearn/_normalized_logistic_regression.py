@@ -35,7 +35,7 @@ class NormalizedLogisticRegression(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : array (2,)
-    coef_ : array (1, n_features_in_)
+    coef_ : array (1, d)
     intercept_ : array (1,)
     converged_ : bool
         Whether all training samples are on their side.
