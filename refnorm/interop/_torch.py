@@ -29,8 +29,8 @@ def torch_function(f_vjp: Callable[..., Any]) -> Callable[..., Any]:
     Parameters
     ----------
     f_vjp : callable
-        ``f_vjp(*args, **options)`` returns ``(value, pullback)``, as every such function of :mod:`refnorm` and
-        :mod:`refnorm_fast` does; see :mod:`refnorm.gradcheck` to check one of your own.
+        ``f_vjp(*args, **options)`` returns ``(value, pullback)``, as every such function of ``refnorm`` and
+        ``refnorm_fast`` does; see :mod:`refnorm.gradcheck` to check one of your own.
 
     Returns
     -------

@@ -8,7 +8,7 @@ import pytest
 import refnorm
 
 PACKAGE = Path(refnorm.__file__).parent
-OPTIONAL = {"cli", "__main__.py"}
+OPTIONAL = {"cli", "__main__.py", "sklearn"}
 """Modules and folders that belong to an extra."""
 
 
