@@ -74,7 +74,7 @@ toc_object_entries = False
 
 # Names that annotations use and that no page of this book describes: there is no network to ask others for.
 nitpick_ignore_regex = [
-    ("py:.*", r"(np|numpy|scipy|collections|typing|dataclasses|types|pathlib|os)\..*"),
+    ("py:.*", r"(np|numpy|scipy|collections|typing|dataclasses|types|pathlib|os|importlib)\..*"),
     # A bare name in a signature: an alias such as Array or Pullback, a builtin, a class of another package.
     ("py:class", r"\w+"),
     ("py:exc", r"\w+(Error|Interrupt)"),
