@@ -13,6 +13,12 @@ from refnorm_fast.softmax._core import (
     softmax,
     softmax_vjp,
 )
+from refnorm_fast.softmax._dual_bank_norm import (
+    dual_bank_norm,
+    dual_bank_norm_vjp,
+    inverted_softmax,
+    inverted_softmax_vjp,
+)
 from refnorm_fast.softmax._select import topk_softmax, topk_softmax_vjp
 from refnorm_fast.softmax._stable import (
     log_stablemax,
@@ -30,6 +36,10 @@ __all__ = [
     "box_iou_vjp",
     "cross_entropy",
     "cross_entropy_vjp",
+    "dual_bank_norm",
+    "dual_bank_norm_vjp",
+    "inverted_softmax",
+    "inverted_softmax_vjp",
     "log_softmax",
     "log_softmax_vjp",
     "log_stablemax",

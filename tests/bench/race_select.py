@@ -11,6 +11,7 @@ import numpy as np
 TOP_K = ((1, 64, 2), (4096, 8, 2), (4096, 64, 2), (4096, 64, 8), (16384, 256, 8), (65536, 64, 8), (64, 50257, 50))
 AXES = (((512, 8, 64), 1), ((64, 512, 64), 1), ((16, 1000, 7, 7), 1), ((4096, 1024), 0), ((64, 256, 512), 0))
 BOXES = (100, 1000, 5000)
+BANKS = ((100, 1000, 1000), (1000, 4096, 5000))
 MATRICES = ((64, 128), (4096, 1024), (512, 32768))
 OURS = "refnorm_fast"
 
@@ -23,6 +24,8 @@ def races() -> Iterator[dict]:
     for rows, length in MATRICES:
         yield from stable(rows, length)
         yield from cross_entropy(rows, length)
+    for queries, rows, columns in BANKS:
+        yield banks(queries, rows, columns)
     if all(importlib.util.find_spec(peer) for peer in ("ensemble_boxes", "numba")):
         for count in BOXES:
             yield soft_nms(count)
@@ -47,6 +50,41 @@ def race(method: str, name: str, shape: str, candidates: dict[str, Callable], ex
         "check": check,
         "check_unit": "units of the largest",
     }
+
+
+def banks(queries: int, rows: int, columns: int) -> dict:
+    """Two banks of the same size; PyTorch by its log-sum-exps and two in-place operations."""
+    import torch
+
+    import refnorm.softmax as reference
+    import refnorm_fast.softmax as fast
+
+    rng = np.random.default_rng(0)
+    sim = rng.standard_normal((queries, columns), dtype=np.float32)
+    first, second = rng.standard_normal((2, rows, columns), dtype=np.float32)
+    query_sharpness, gallery_sharpness = 0.5, 3.0
+    tensors = [torch.from_numpy(array) for array in (sim, first, second)]
+
+    def by_torch() -> torch.Tensor:
+        x, *pair = tensors
+        popularity = sum(
+            torch.logsumexp(s * bank, 0) for s, bank in zip((query_sharpness, gallery_sharpness), pair, strict=True)
+        )
+        return (x * (query_sharpness + gallery_sharpness)).sub_(popularity)
+
+    options = {"query_sharpness": query_sharpness, "gallery_sharpness": gallery_sharpness}
+    return race(
+        "softmax/dual_bank_norm",
+        "dual_bank_norm",
+        f"{queries} queries, banks {rows}x{columns}",
+        {
+            OURS: lambda: fast.dual_bank_norm(sim, first, second, **options),
+            "torch": by_torch,
+            "NumPy": lambda: reference.dual_bank_norm(sim, first, second, **options),
+        },
+        lambda: reference.dual_bank_norm(*(array.astype(np.float64) for array in (sim, first, second)), **options),
+        4 * columns * (2 * rows + 2 * queries),
+    )
 
 
 def topk(rows: int, length: int, top_k: int) -> Iterator[dict]:
