@@ -7,7 +7,8 @@ cross_entropy = interop.jax_function(softmax.cross_entropy_vjp)
 
 
 def loss(weight, x, target):
-    return cross_entropy(x @ weight, target, label_smoothing=0.1)  # the integer target has no gradient
+    # The integer target has no gradient.
+    return cross_entropy(x @ weight, target, label_smoothing=0.1)
 
 
 x = jax.random.normal(jax.random.key(0), (64, 8))

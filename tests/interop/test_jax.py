@@ -5,7 +5,7 @@ import pytest
 from interop_cases import CASES
 
 import refnorm_fast
-from refnorm import interop, norms, softmax
+from refnorm import _checks, interop, norms, softmax
 from refnorm.tree import tree_leaves, tree_map
 
 jax = pytest.importorskip("jax")
@@ -124,6 +124,11 @@ def test_errors_name_the_argument():
         layer_norm(jnp.ones((2, 3)), jnp.ones(4), jnp.ones(3))
     with pytest.raises(TypeError, match="x: expected a float32 or float64 array, got dtype bfloat16"):
         layer_norm(jnp.ones((2, 3), jnp.bfloat16), jnp.ones(3), jnp.ones(3))
+
+
+def test_an_array_of_jax_is_read_where_it_is():
+    x = jnp.ones((64, 32), jnp.float32)
+    assert _checks.float_array(x, "x").__array_interface__["data"][0] == x.unsafe_buffer_pointer()
 
 
 def test_options_must_not_be_traced():

@@ -107,6 +107,16 @@ def test_results_own_their_memory():
     assert b.grad.eq(1).all()
 
 
+def test_what_is_handed_through_is_copied():
+    through = interop.torch_function(lambda a, b: (a, lambda dy: (dy, dy)))
+    a, b, cotangent = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True), torch.ones(3)
+    y = through(a, b)
+    assert not np.shares_memory(y.detach().numpy(), a.detach().numpy())
+    y.backward(cotangent)
+    memory = [tensor.numpy() for tensor in (a.grad, b.grad, cotangent)]
+    assert not any(np.shares_memory(memory[i], memory[j]) for i, j in [(0, 1), (0, 2), (1, 2)])
+
+
 def test_there_is_no_second_derivative():
     x = torch.randn(3, requires_grad=True)
     first_entry = interop.torch_function(softmax.softmax_vjp)(x)[0]
