@@ -77,7 +77,7 @@ def test_show_has_measured_figures_once_they_are_measured(capsys, monkeypatch, t
     assert document(capsys, "show", "norms/layer_norm")["evidence"]["claims"][0]["figures"] == {"f": 0.5}
     Store.found = None
     assert cli.main(["show", "norms/layer_norm"]) == 0
-    assert "`refnorm claims norms/layer_norm` measures them" in capsys.readouterr().out
+    assert "`refnorm claims norms/layer_norm` measures them" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_installed_package_says_where_the_evidence_is(capsys, monkeypatch):
@@ -86,7 +86,7 @@ def test_an_installed_package_says_where_the_evidence_is(capsys, monkeypatch):
         assert cli.main(command) == 2
         assert "are not part of the installed package: get the source" in capsys.readouterr().err
     assert cli.main(["show", "norms/layer_norm"]) == 0
-    assert "in the source checkout, not in the installed package" in capsys.readouterr().out
+    assert "in the source checkout, not in the installed package" in " ".join(capsys.readouterr().out.split())
 
 
 def test_claims_measures_and_its_status_tells_the_outcome(capsys, tmp_path, monkeypatch):

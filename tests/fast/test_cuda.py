@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import refnorm
 from refnorm._arrays import ulp_error
-from refnorm.conformance import format_table, functions_of, method_names, run
+from refnorm.conformance import format_table, functions_of, load_cases, method_names, run
 from refnorm.tree import tree_leaves, tree_map
 from refnorm_fast import cuda
 from refnorm_fast.cuda import _device
@@ -93,8 +93,18 @@ def test_golden_vectors(method: str) -> None:
     functions = {name: through_device(f) for name, f in functions_of(cuda, [method]).items() if not isinstance(f, type)}
     if not functions:
         pytest.skip("no kernel for this method")
-    outcomes = run(functions, methods=[method])
+    # Masks and temperatures are refused on a GPU, which test_masks_are_refused sees.
+    vectors = {method: [case for case in load_cases(method) if "where" not in case.options]}
+    outcomes = run(functions, methods=[method], vectors=vectors)
+    assert outcomes
     assert all(outcome.passed for outcome in outcomes), "\n" + format_table(outcomes)
+
+
+@pytest.mark.parametrize("options", [{"where": np.array([True, False, True])}, {"temperature": 2.0}])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_masks_are_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: .* on a GPU"):
+        getattr(cuda.softmax, name)(to_device(np.zeros(3, np.float32)), **options)
 
 
 @pytest.mark.parametrize("method", ["solvers/lion", "solvers/adamp"])
