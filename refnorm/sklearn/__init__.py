@@ -14,11 +14,17 @@ except ModuleNotFoundError as error:
 
 from refnorm.sklearn._convex_relu_network import ConvexReluRegressor
 from refnorm.sklearn._gradient_boosted_network import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
+from refnorm.sklearn._matrix_completion import MatrixCompletionImputer
 from refnorm.sklearn._normalized_logistic_regression import NormalizedLogisticRegression
+from refnorm.sklearn._supervised_dictionary import SupervisedDictionaryClassifier
+from refnorm.sklearn._transductive_clustering import TransductiveClustering
 
 __all__ = [
     "ConvexReluRegressor",
     "GradientBoostedNetworkClassifier",
     "GradientBoostedNetworkRegressor",
+    "MatrixCompletionImputer",
     "NormalizedLogisticRegression",
+    "SupervisedDictionaryClassifier",
+    "TransductiveClustering",
 ]

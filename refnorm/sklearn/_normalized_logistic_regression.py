@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from refnorm._typing import AnyArray
-from refnorm.sklearn._common import classification, samples, with_ones
+from refnorm.sklearn._common import classification, samples, warn_unless, with_ones
 from refnorm.solvers import logistic_gd
 
 
@@ -79,12 +77,7 @@ class NormalizedLogisticRegression(ClassifierMixin, BaseEstimator):
         self.coef_ = result.weight[None, : x.shape[1]]
         self.intercept_ = result.weight[x.shape[1] :] if self.fit_intercept else np.zeros(1, x.dtype)
         self.n_iter_, self.converged_ = result.n_iter, result.converged
-        if not self.converged_:
-            warnings.warn(
-                f"no separating hyperplane was found in {self.max_iter} steps; there may be none",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+        warn_unless(self.converged_, f"no separating hyperplane was found in {self.max_iter} steps; there may be none")
         return self
 
     def decision_function(self, X: Any) -> AnyArray:
