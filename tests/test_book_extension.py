@@ -69,7 +69,19 @@ RACE = {
             "gb_per_s": 12.3,
             "accuracy": {"PyTorch": 60.0, "refnorm_fast": 0.9},
             "check_unit": "ULP",
-        }
+        },
+        {
+            "method": "room/lost",
+            "name": "backward",
+            "shape": "8 x 8",
+            "ours": "refnorm_fast",
+            "results": {
+                "PyTorch": {"median_ms": 0.4, "ratio": 0.5, "ratio_low": 0.45, "ratio_high": 0.55},
+                "refnorm_fast": {"median_ms": 0.8, "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0},
+            },
+            "accuracy": {"PyTorch": 60.0, "refnorm_fast": 0.9},
+            "check_unit": "ULP",
+        },
     ],
 }
 
@@ -131,6 +143,7 @@ def book(tmp_path_factory):
         "index": "# Index\n\n```{chapters}\n:rest: room/*\nroom/second\nroom/absent\nroom/claims\n```\n",
         "room/claims": "# Claims\n\n```{claims} room/method\n```\n",
         "room/second": "# Second\n\n```{race} room/raced\n```\n\n```{race} room/other\n```\n",
+        "room/lost": "# Lost\n\n```{lost-races}\n```\n",
         "room/box": "# Box\n\n```{method} norms/layer_norm\n```\n",
         "room/proof": "# Proof\n\n```{evidence}\n```\n\n```{evidence} norms\n```\n",
         "room/all": "# All\n\n```{catalogue}\n```\n\n```{kernels}\n```\n\n```{race}\n```\n",
@@ -173,10 +186,17 @@ def test_a_race_lists_ours_first_and_says_when_there_is_none(book):
     assert "has not been raced" in text
 
 
+def test_lost_races_are_listed_with_peer_and_errors(book):
+    text = text_of(book / "_out" / "room" / "lost.html")
+    assert "In 1 of 2 races the ratio is below 0.95" in text
+    assert "backward 8 x 8 PyTorch 0.50 (0.45 to 0.55) 0.9 / 60" in text
+    assert "4 x 4" not in text
+
+
 def test_chapters_come_in_the_listed_order_and_none_is_left_out(book):
     links = re.findall(r'toctree-l1"><a[^>]*href="room/(\w+)\.html"', (book / "_out" / "index.html").read_text())
     assert links[:2] == ["second", "claims"]
-    assert sorted(links) == ["all", "box", "claims", "proof", "second"]
+    assert sorted(links) == ["all", "box", "claims", "lost", "proof", "second"]
 
 
 def test_the_box_of_a_method_is_looked_up(book):

@@ -73,12 +73,12 @@ def speed_part() -> str:
             f"| {name} | {len(group)} | {standings.geometric_mean(group):.2f} "
             f"| {least.ratio:.2f} at {least.shape}, {least.peer} | {accuracy} |"
         )
-    slower = sum(entry.ratio < 0.95 for entry in entries)
+    slower = len(standings.lost(entries))
     return (
         f"Measured with `{data['command']}` on {data['machine']}, {data['threads']} threads; a NumPy copy moves "
         f"{data['copy_gb_per_s']:.0f} GB/s there. Ratios above 1 mean that the kernel is faster than the fastest peer "
         f"of that shape. Over all {len(entries)} races the geometric mean is {standings.geometric_mean(entries):.2f}; "
-        f"{slower} of them are below 0.95. The rows give the geometric mean over a kernel's shapes, and the least. "
+        f"{slower} of them are below {standings.DRAW}. The rows give the geometric mean over a kernel's shapes, and the least. "
         "The full tables, with the spread of each "
         "ratio, the floors and the units of the errors, stand in the chapters and on the book's page of races.\n\n"
         + "\n".join(rows)

@@ -4,6 +4,7 @@
 ``{claims} ROOM/NAME``      the evidence script's claims with the measured figures, and its drawing
 ``{drawing} PATH``          the drawing of a script below ``docs``
 ``{race} ROOM/NAME``        timings against peers, from ``docs/_data/race.json``
+``{lost-races}``            the races in which a peer is faster, from the same file
 ``{evidence} ROOM``         how well a room, or all of them, is proved, from ``docs/_data/evidence.json``
 ``{catalogue}``             every paper with computed status
 ``{kernels}``               the functions of ``refnorm_fast``, by room
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -377,6 +379,33 @@ class Race(BookDirective):
         return table(head, rows, classes=["race"], numbers=[2, 3, 4])
 
 
+class LostRaces(BookDirective):
+    """Where a peer is faster than the kernel, the clearest first."""
+
+    def content_nodes(self) -> list[nodes.Node]:
+        standings = importlib.import_module("tests.bench.standings")
+        path = Path(self.env.srcdir) / "_data" / "race.json"
+        self.env.note_dependency(path)
+        data = standings.load(path)
+        entries = standings.standings(data["races"])
+        lost = standings.lost(entries)
+        rows = [
+            [
+                to_chapter(self.env, entry.method, entry.name),
+                entry.shape,
+                entry.peer,
+                f"{entry.ratio:.2f} ({entry.low:.2f} to {entry.high:.2f})",
+                " / ".join(format_number(float(error)) for error in entry.errors) if entry.errors else "",
+            ]
+            for entry in lost
+        ]
+        said = f"In {len(lost)} of {len(entries)} races the ratio is below {standings.DRAW}"
+        if not lost:
+            return [paragraph(f"{said}.")]
+        head = ["Race", "Size", "Faster", "Ratio", "Worst error, ours / theirs"]
+        return [paragraph(f"{said}:"), table(head, rows, classes=["race"], numbers=[3, 4])]
+
+
 class Proof(BookDirective):
     """What ``tools/evidence`` measured: of one room in sentences, of all rooms as a table."""
 
@@ -554,6 +583,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("claims", Claims)
     app.add_directive("drawing", Drawing)
     app.add_directive("race", Race)
+    app.add_directive("lost-races", LostRaces)
     app.add_directive("evidence", Proof)
     app.add_directive("catalogue", Catalogue)
     app.add_directive("kernels", Kernels)

@@ -12,6 +12,10 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "_data" / "race.json"
 
 
+DRAW = 0.95
+"""A ratio below is a race that was lost: timings of the same code differ by less."""
+
+
 @dataclass(frozen=True)
 class Standing:
     """One of our candidates against the fastest peer of one race."""
@@ -86,3 +90,8 @@ def by_kernel(entries: Iterable[Standing]) -> dict[tuple[str, str], list[Standin
 
 def geometric_mean(entries: Sequence[Standing]) -> float:
     return math.exp(sum(math.log(entry.ratio) for entry in entries) / len(entries))
+
+
+def lost(entries: Iterable[Standing]) -> list[Standing]:
+    """The races in which a peer is faster, the clearest first."""
+    return sorted((entry for entry in entries if entry.ratio < DRAW), key=lambda entry: entry.ratio)
