@@ -118,7 +118,7 @@ static const float mills_p[5] = {0x1.1d1bbep+0f, 0x1.ef8dc4p-1f, 0x1.9b8a8cp-2f,
 #define NORMAL_FROM_TANH -9.5f
 
 /* 2^n for the n that vf32_exp_exponent packed, -126 <= n <= 127. */
-RN_INLINE vf32 packed_pow2(vf32 packed) { return (vf32)(((vi32)packed << 23) + (127 << 23)); }
+RN_INLINE vf32 packed_pow2(vf32 packed) { return (vf32)(((vu32)packed << 23) + (127u << 23)); }
 /* m 2^n with such an n. */
 RN_INLINE vf32 scaled(vf32 m, vf32 packed) {
 #if VEC_AVX512
