@@ -164,6 +164,7 @@ class Runner:
                 timeout=TIME_LIMIT,
                 allow_errors=True,
                 record_timing=False,
+                coalesce_streams=True,  # a text may arrive in pieces
                 resources={"metadata": {"path": folder}},
             )
             asyncio.run(client.async_execute(env=environment, stderr=subprocess.DEVNULL))
