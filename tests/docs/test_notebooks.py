@@ -83,6 +83,16 @@ def package(root, answer):
     (root / "sample" / "__init__.py").write_text(f"ANSWER = {answer}\n")
 
 
+def test_what_is_printed_in_pieces_is_one_text(runner, tmp_path):
+    package(tmp_path, 1)
+    pieces = "import sys, time\nsys.stdout.write('in')\nsys.stdout.flush()\ntime.sleep(0.5)\nprint(' pieces')"
+    cells = {"a/pieces": [runner.CodeCell(pieces, "in pieces\n")]}
+    made = runner.Runner(tmp_path, tmp_path / "cache", "sample")
+    assert made.run_all(cells, 1)["a/pieces"].problems == []
+    (outputs,) = made.stored("a/pieces", cells["a/pieces"])
+    assert len(outputs) == 1
+
+
 def test_cells_run_again_when_their_code_changes(runner, tmp_path):
     package(tmp_path, 41)
     cells = {

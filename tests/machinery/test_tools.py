@@ -68,8 +68,14 @@ def test_new_method_touches_no_existing_file(checkout):
     ("arguments", "message"),
     [
         (("example",), "method: expected ROOM/NAME"),
-        (("nowhere/example",), "room: expected one of attention, models, nn, norms, poincare, quantizers, softmax, solvers, got 'nowhere'"),
-        (("cli/example",), "room: expected one of attention, models, nn, norms, poincare, quantizers, softmax, solvers, got 'cli'"),
+        (
+            ("nowhere/example",),
+            "room: expected one of attention, models, nn, norms, poincare, quantizers, softmax, solvers, got 'nowhere'",
+        ),
+        (
+            ("cli/example",),
+            "room: expected one of attention, models, nn, norms, poincare, quantizers, softmax, solvers, got 'cli'",
+        ),
         (("norms/other",), "no specification says title, authors, year: give --title --authors --year"),
         (("norms/other", "--spec", "absent.md"), "spec: expected a file, got absent.md"),
     ],
