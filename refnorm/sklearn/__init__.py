@@ -8,7 +8,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "sklearn":
         raise
-    raise ImportError(
+    raise ModuleNotFoundError(
         'refnorm.sklearn: scikit-learn is not installed; pip install "refnorm[sklearn]"', name="sklearn"
     ) from None
 
