@@ -46,7 +46,9 @@ def load(path: Path = RESULTS) -> dict[str, Any]:
 
 def is_peer(label: str) -> bool:
     """Whether a candidate does the same thing and is not ours: not a yardstick such as a plain copy."""
-    return not (label.startswith(("refnorm", "two_pass", "three_pass", "online", "copy")) or "plain" in label)
+    return not (
+        label.startswith(("refnorm", "reference", "two_pass", "three_pass", "online", "copy")) or "plain" in label
+    )
 
 
 def standings(races: Iterable[dict[str, Any]]) -> list[Standing]:
