@@ -64,7 +64,7 @@ class Interactive(BookDirective):
         found = obtain(self, f"docs/{name}", script)
         if not isinstance(found, Evidence):
             return found
-        made = drawing(self, name, found)
+        made = drawing(self, f"docs/{name}", found)
         if not (made and isinstance(made[0], nodes.figure)):
             return made or self.complain(f"{name}: needs a figure(), the picture for paper")
         data = stored(script, found)

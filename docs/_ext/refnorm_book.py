@@ -266,7 +266,7 @@ class Drawing(BookDirective):
     def content_nodes(self) -> list[nodes.Node]:
         name = self.arguments[0]
         found = obtain(self, f"docs/{name}", root(self.env.app) / "docs" / f"{name}.py")
-        return drawing(self, name, found) if isinstance(found, Evidence) else found
+        return drawing(self, f"docs/{name}", found) if isinstance(found, Evidence) else found
 
 
 def obtain(directive: BookDirective, name: str, script: Path) -> Evidence | list[nodes.Node]:
