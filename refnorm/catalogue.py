@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import pkgutil
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,9 @@ from refnorm.conformance import load_cases, method_names
 
 PARTS = ("function", "vjp", "gradient check", "golden", "claim", "kernel", "chapter")
 """What a method may consist of, in the order of the catalogue's columns."""
+
+_REFERENCES = re.compile(r"^References\n-+\n(.*?)(?=\n\n|\Z)", re.DOTALL | re.MULTILINE)
+"""The section of a docstring in numpydoc's form."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,30 @@ def find(name: str) -> Method:
 def module_of(method: Method) -> ModuleType:
     """Return the module that implements a method: its docstring holds the formula."""
     return importlib.import_module(f"refnorm.{method.room}._{method.name}")
+
+
+def references(method: Method) -> dict[str, tuple[str, ...]]:
+    """Return where the public functions of a method stand in the literature.
+
+    Returns
+    -------
+    dict
+        The text of each ``References`` section, on one line, with the names of the functions and classes that have it, both in
+        the order of the method's functions. Helpers that stand nowhere are absent.
+
+    Examples
+    --------
+    >>> next(iter(references(find("norms/layer_norm")).items()))
+    ('Ba, Kiros, Hinton (2016), arXiv 1607.06450, equations 3 and 4.', ('add_layer_norm', 'layer_norm'))
+    """
+    room = importlib.import_module(f"refnorm.{method.room}")
+    found: dict[str, tuple[str, ...]] = {}
+    for name in method.functions:
+        section = _REFERENCES.search(inspect.getdoc(getattr(room, name)) or "")
+        if section:
+            text = " ".join(section[1].split())
+            found[text] = (*found.get(text, ()), name)
+    return found
 
 
 def status(method: Method) -> Status:

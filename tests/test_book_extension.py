@@ -144,7 +144,7 @@ def book(tmp_path_factory):
         "room/claims": "# Claims\n\n```{claims} room/method\n```\n",
         "room/second": "# Second\n\n```{race} room/raced\n```\n\n```{race} room/other\n```\n",
         "room/lost": "# Lost\n\n```{lost-races}\n```\n",
-        "room/box": "# Box\n\n```{method} norms/layer_norm\n```\n",
+        "room/box": "# Box\n\n```{method} norms/layer_norm\n```\n\n```{sources} norms/layer_norm\n```\n",
         "room/proof": "# Proof\n\n```{evidence}\n```\n\n```{evidence} norms\n```\n",
         "room/all": "# All\n\n```{catalogue}\n```\n\n```{kernels}\n```\n\n```{race}\n```\n",
     }
@@ -207,6 +207,12 @@ def test_the_box_of_a_method_is_looked_up(book):
     assert 'href="https://arxiv.org/abs/1607.06450"' in (book / "_out" / "room" / "box.html").read_text()
 
 
+def test_functions_are_listed_with_the_equations_that_they_are(book):
+    text = text_of(book / "_out" / "room" / "box.html")
+    assert "add_layer_norm , layer_norm Ba, Kiros, Hinton (2016), arXiv 1607.06450, equations 3 and 4." in text
+    assert "invariance_report Ba, Kiros, Hinton (2016), arXiv 1607.06450, table 1." in text
+
+
 def test_a_chapter_is_in_the_index_under_its_title_and_the_papers(book):
     html = (book / "_out" / "genindex.html").read_text()
     for title in ("Box", "Layer Normalization"):
@@ -254,6 +260,7 @@ def test_a_claim_that_does_not_come_out_fails_the_build(tmp_path):
     ("page", "complaint"),
     [
         ("```{method} norms/no_such_norm\n```", "no_such_norm"),
+        ("```{sources} norms/no_such_norm\n```", "no_such_norm"),
         ("```{evidence} no_such_room\n```", "no room 'no_such_room'"),
         ("```{claims} room/no_such_claim\n```", "no such script"),
         ("```{drawing} broken\n```", "ZeroDivisionError"),

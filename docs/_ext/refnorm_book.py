@@ -4,6 +4,7 @@
 ``{claims} ROOM/NAME``      the evidence script's claims with the measured figures, and its drawing
 ``{drawing} PATH``          the drawing of a script below ``docs``
 ``{race} ROOM/NAME``        timings against peers, from ``docs/_data/race.json``
+``{sources} ROOM/NAME``     where each function stands in the literature, from the docstrings
 ``{lost-races}``            the races in which a peer is faster, from the same file
 ``{evidence} ROOM``         how well a room, or all of them, is proved, from ``docs/_data/evidence.json``
 ``{catalogue}``             every paper with computed status
@@ -208,6 +209,30 @@ class MethodOrPython(PyMethod):
             return super().run()
         given = (self.arguments, {}, self.content, self.lineno, self.content_offset, self.block_text)
         return MethodBox(self.name, *given, self.state, self.state_machine).run()
+
+
+class Sources(BookDirective):
+    """Which equation, algorithm or section each function of a method is."""
+
+    required_arguments = 1
+
+    def content_nodes(self) -> list[nodes.Node]:
+        catalogue = _catalogue()
+        try:
+            method = catalogue.find(self.arguments[0])
+        except ValueError as error:
+            return self.complain(f"sources: {error}")
+        items = []
+        for text, names in catalogue.references(method).items():
+            linked: list[nodes.Node] = []
+            for number, name in enumerate(names):
+                linked += [nodes.Text(", ")] if number else []
+                linked.append(to_function(self.env, method.room, name))
+            term = nodes.term("", "", *linked)
+            items.append(nodes.definition_list_item("", term, nodes.definition("", *self.prose(text))))
+        if not items:
+            return self.complain(f"sources: no function of {self.arguments[0]} has a References section")
+        return [nodes.definition_list("", *items, classes=["sources"])]
 
 
 class Claims(BookDirective):
@@ -583,6 +608,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("claims", Claims)
     app.add_directive("drawing", Drawing)
     app.add_directive("race", Race)
+    app.add_directive("sources", Sources)
     app.add_directive("lost-races", LostRaces)
     app.add_directive("evidence", Proof)
     app.add_directive("catalogue", Catalogue)

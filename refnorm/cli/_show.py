@@ -36,6 +36,7 @@ def show(method: options.MethodName, json: options.Json = False) -> None:
     facts = summary(status) | {
         "formula": inspect.cleandoc(catalogue.module_of(record).__doc__ or ""),
         "signatures": signatures(record),
+        "references": {text: list(names) for text, names in catalogue.references(record).items()},
         "golden_sources": golden_sources(record),
         "evidence": measured(record),
         "paths": {name: str(path) for name, path in paths(record).items()},
@@ -123,6 +124,10 @@ def _print(out: "Console", facts: dict[str, Any]) -> None:
             "kernel of the vjp" if f"{name}_vjp" in facts["kernels"] else "",
         ]
         indented(Text.assemble(text, "  ", (", ".join(mark for mark in marks if mark), "green")))
+    head("Sources")
+    for text, names in facts["references"].items():
+        indented(text)
+        indented(Text(f"  {', '.join(names)}", "cyan"))
     head(f"Golden vectors: {facts['golden_cases']} cases")
     for source, count in facts["golden_sources"].items():
         indented(f"{count:>4}  {source}")

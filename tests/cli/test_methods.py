@@ -47,6 +47,7 @@ def test_show_tells_formula_functions_sources_and_files(capsys):
     assert "y = gain * (x - mean(x)) / sqrt(var(x) + eps) + bias" in out
     assert "arXiv 1607.06450" in out
     assert "layer_norm(x, gain, bias, *, eps=1e-05, axes=(-1,))  vjp" in out
+    assert "arXiv 1607.06450, equations 3 and 4.\n    add_layer_norm, layer_norm\n" in out
     assert "mpmath, 50 digits" in out
     assert str(ROOT / "docs" / "norms" / "layer_norm.md") in out
 
