@@ -429,7 +429,9 @@ def _find_shift(scores: AnyArray, k: AnyArray, sharpness: float) -> AnyArray:
         gap, slope = _imbalance(u + shift, top)
         low, high = np.where(gap < 0, shift, low), np.where(gap < 0, high, shift)
         newton = shift - gap / slope
-        following = np.where((newton > low) & (newton < high), newton, (low + high) / 2)
+        # A row that has arrived stands on one of its bounds and stays there.
+        inside = (newton > low) & (newton < high) | (newton == shift)
+        following = np.where(inside, newton, (low + high) / 2)
         done = np.abs(following - shift) <= STEP_TOLERANCE * np.maximum(1, np.abs(shift))
         shift = following
         if done.all():

@@ -282,7 +282,8 @@ def _solve(
         high, low = np.where(slope >= 0, temperature, high), np.where(slope < 0, temperature, low)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             newton = temperature - slope * temperature**3 / variance
-        good = (newton > low) & (newton < high)
+        # A row that has arrived stands on one of its bounds and stays there.
+        good = (newton > low) & (newton < high) | (newton == temperature)
         temperature = np.where(inside, np.where(good, newton, (low + high) / 2), temperature)
     return TemperatureSolution(temperature, monitor.n_iter, converged, monitor.history()), inside
 

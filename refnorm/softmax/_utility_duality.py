@@ -537,7 +537,8 @@ def _fit(
         loss, slope, curvature = derivatives(beta)
         low, high = (beta, high) if slope < 0 else (low, beta)
         newton = beta - slope / curvature if curvature > 0 else high
-        following = newton if low < newton < high else (low + high) / 2
+        # At the minimum, to the last place, a Newton step ends where it began: on one of the bounds.
+        following = newton if low < newton < high or newton == beta else (low + high) / 2
         stop = monitor.record(loss=loss, inverse_temperature=beta)
         converged = abs(following - beta) <= tol * max(1.0, beta)
         beta = following

@@ -36,12 +36,12 @@ static void batch_channel_step(const rn_batch_channel *of, rn_channel_line *line
             of->apart[first + k] = (own->mean - of->mean[c]) + own->low;
             of->alpha[first + k] = of->gain[c] * of->inverse[c];
             of->middle[first + k] = of->alpha[first + k] * of->apart[first + k] + of->bias[c];
-            sum += of->middle[first + k];
         }
-        for (size_t k = first; k < first + members; k++) {
-            of->middle[k] -= sum / (double)members;
+        /* Sums apart from stores: a loop with both is compiled for arrays that overlap and that do not, which round differently. */
+        for (size_t k = first; k < first + members; k++) sum += of->middle[k];
+        for (size_t k = first; k < first + members; k++) of->middle[k] -= sum / (double)members;
+        for (size_t k = first; k < first + members; k++)
             spread += of->alpha[k] * of->alpha[k] * of->own[k].spread + of->middle[k] * of->middle[k];
-        }
         double inverse = 1 / sqrt(spread / (double)members + of->eps), gain = of->group_gain[group];
         of->group_inverse[row] = inverse;
         for (size_t k = first; k < first + members; k++) {

@@ -25,9 +25,11 @@ static rails rails_of(const rn_poincare_pixels *pixels, const rn_poincare_normal
     on.centre_gap = to->centre_gap;
     on.scale = to->scale;
     on.margin = to->margin;
+    /* A loop that stores beside its sums is compiled twice, for arrays that overlap and that do not, and the two round differently:
+     * the result would depend on where the arrays happen to lie. */
+    for (size_t k = 0; k < pixels->channels; k++) way[k] = to->centre[k] - to->middle[k];
     for (size_t k = 0; k < pixels->channels; k++) {
         double m = to->middle[k], b = to->centre[k];
-        way[k] = b - m;
         on.middle_square += m * m;
         on.middle_centre += m * b;
         on.middle_way += m * way[k];

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from refnorm.gradcheck import GradientCase
 from refnorm.softmax import (
+    _decoupled_softmax,
     cross_entropy,
     decoupled_softmax_loss,
     decoupled_softmax_loss_vjp,
@@ -257,3 +258,17 @@ ONE = np.ones((4, 6))
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_rows_that_have_arrived_wait_for_the_others_without_moving(monkeypatch):
+    evaluations = 0
+    original = _decoupled_softmax._imbalance
+
+    def counted(*arguments):
+        nonlocal evaluations
+        evaluations += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(_decoupled_softmax, "_imbalance", counted)
+    soft_topk(3 * np.random.default_rng(0).standard_normal((256, 1024)), 5)
+    assert evaluations <= 8

@@ -327,3 +327,10 @@ def test_masked_rows_may_hold_anything_finite_and_do_not_count():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_rows_that_have_arrived_do_not_start_again():
+    logits = np.random.default_rng(0).standard_normal((256, 400))
+    found = solve_temperature(logits, radius=1.0, tol=1e-14)
+    assert found.converged
+    assert found.n_iter <= 12

@@ -281,3 +281,10 @@ def test_an_inverse_temperature_that_is_cut_short_says_so():
     short, whole = (fit_inverse_temperature(utility, choice, max_iter=count) for count in (1, 100))
     assert (short.n_iter, short.converged, whole.converged) == (1, False, True)
     assert abs(short.inverse_temperature - whole.inverse_temperature) > 1e-8
+
+
+def test_a_fit_that_has_arrived_does_not_start_again():
+    rng = np.random.default_rng(1)
+    found = fit_inverse_temperature(rng.standard_normal((50, 5)), rng.integers(0, 5, 50))
+    assert found.converged
+    assert found.n_iter <= 8
