@@ -18,7 +18,7 @@ def figure():
     logarithm of softmax follows the loss until the probability is 0, at a lead of $-104$, and is infinite from there on
     (cross: the last finite one); the loss taken straight from the logits goes on as a line of slope $-1$. Right, a confident answer: the
     probability rounds to 1 at a lead of 17.3, and its logarithm is 0 beyond (cross), where the
-    true loss is still about $e^{-\text{lead}}$. Neither has a gradient any more."""
+    true loss is still about $e^{-\text{lead}}$."""
     import matplotlib.pyplot as plt
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
