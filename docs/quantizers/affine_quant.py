@@ -43,12 +43,13 @@ def figure():
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 4, figsize=(7, 2.3), layout="constrained")
-    for ax, (name, (transform, x, error)) in zip(axes, layers().items(), strict=False):
+    made = layers()
+    for ax, (name, (_, x, error)) in zip(axes, made.items(), strict=False):
         low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
         ax.imshow(((x - low) / (high - low))[:24], cmap="viridis", vmin=0, vmax=1)
         ax.set_title(f"{name}\n{error:.3f}", fontsize=11)
         ax.set_xlabel("channel")
-    axes[3].imshow(transform, cmap="PuOr_r", vmin=-1, vmax=1)
+    axes[3].imshow(made["a full matrix"][0], cmap="PuOr_r", vmin=-1, vmax=1)
     axes[3].set_title("$P$\n", fontsize=11)
     axes[0].set_ylabel("row")
     for ax in axes:

@@ -1,5 +1,7 @@
 """Four values for the weights of a layer: on a grid, in one codebook, and in a codebook for each group of neurons."""
 
+import itertools
+
 import numpy as np
 
 from refnorm.quantizers import affine_qparams, dequantize, group_neurons, kmeans_codebook
@@ -19,7 +21,7 @@ def choices(weight):
     grid = dequantize(np.arange(-2, 2), *affine_qparams(weight, bits=2, method="mse"))
     order, ends = group_neurons(weight, GROUPS)
     ordered = weight[:, order]
-    books = [kmeans_codebook(ordered[:, a:b], CODEWORDS)[0] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    books = [kmeans_codebook(ordered[:, a:b], CODEWORDS)[0] for a, b in itertools.pairwise(ends)]
     return {
         "even grid": (weight, everything, [grid]),
         "one codebook": (weight, everything, [kmeans_codebook(weight, CODEWORDS)[0]]),
