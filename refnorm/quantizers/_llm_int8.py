@@ -223,7 +223,7 @@ def llm_int8_linear(
 
     References
     ----------
-    Dettmers et al. (2022), arXiv 2208.07339, equation 8.
+    Dettmers et al. (2022), arXiv 2208.07339, equation 8 and Table 1.
 
     Examples
     --------
