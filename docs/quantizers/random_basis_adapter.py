@@ -43,11 +43,9 @@ def figure():
         counts = [parameter_count((n, n), rank=rank) for n in sizes]
         ax.loglog(sizes, counts, style, color="#1f77b4")
         ax.annotate(f"rank {rank}", (sizes[-1], counts[-1]), (4, -4), textcoords="offset points")
-    for n_basis, style in ((1024, ":"), (32, "-")):
+    for n_basis, style, name in ((1024, ":", "2048"), (32, "-", "64 coefficients")):
         counts = [parameter_count((n, n), n_basis=(n_basis, n_basis)) for n in sizes]
         ax.loglog(sizes, counts, style, color="#d62728", linewidth=2)
-        ax.annotate(
-            f"{2 * n_basis} coefficients", (sizes[-1], counts[-1]), (0, -13), textcoords="offset points", ha="right"
-        )
+        ax.annotate(name, (sizes[-1], counts[-1]), (0, -13), textcoords="offset points", ha="right")
     ax.set(xlabel="$n$", ylabel="numbers stored", xticks=[100, 1000, 10000], ylim=(20, None), xlim=(30, 1.3e5))
     return fig

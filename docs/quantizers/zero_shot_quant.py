@@ -1,5 +1,7 @@
 """What digits, noise and distilled inputs do to a batch norm's input in a small network."""
 
+from functools import partial, reduce
+
 import numpy as np
 from sklearn.datasets import load_digits
 
@@ -7,8 +9,7 @@ from refnorm.nn import conv2d_vjp, relu_vjp
 from refnorm.norms import batch_norm_vjp
 from refnorm.quantizers import distill_data
 
-AXES = (0, 2, 3)
-IMAGES, CHANNELS = 64, 8
+AXES, IMAGES, CHANNELS = (0, 2, 3), 64, 8
 
 
 def network(x):
@@ -18,16 +19,10 @@ def network(x):
     for inputs in (1, CHANNELS):
         weight = rng.standard_normal((CHANNELS, inputs, 3, 3)) * np.sqrt(2 / (9 * inputs))
         h = conv2d_vjp(h, weight, padding=1)[0]
-        mean, var = h.mean(axis=AXES), h.var(axis=AXES)
-        stored.append((len(layers) + 1, mean, var))
-
-        def conv(x, weight=weight):
-            return conv2d_vjp(x, weight, padding=1)
-
-        def norm(x, mean=mean, var=var):
-            return batch_norm_vjp(x, np.ones(CHANNELS), np.zeros(CHANNELS), mean, var, axes=AXES)
-
-        layers += [conv, norm, relu_vjp]
+        stats = {"mean": h.mean(axis=AXES), "var": h.var(axis=AXES)}
+        stored.append((len(layers) + 1, *stats.values()))
+        norm = partial(batch_norm_vjp, gain=np.ones(CHANNELS), bias=np.zeros(CHANNELS), axes=AXES, **stats)
+        layers += [partial(conv2d_vjp, weight=weight, padding=1), norm, relu_vjp]
         h = relu_vjp(norm(h)[0])[0]
     return layers, stored
 
@@ -40,12 +35,7 @@ def inputs():
     rng = np.random.default_rng(0)
     distilled = distill_data(layers, stored, (IMAGES, 1, 8, 8), n_iter=150, rng=rng).x
     kinds = {"digits": digits[:IMAGES], "noise": rng.standard_normal((IMAGES, 1, 8, 8)), "distilled": distilled}
-    found = {}
-    for name, x in kinds.items():
-        h = x
-        for layer in layers[:4]:
-            h = layer(h)[0]
-        found[name] = x, h
+    found = {name: (x, reduce(lambda h, layer: layer(h)[0], layers[:4], x)) for name, x in kinds.items()}
     return found, stored[1]
 
 
@@ -60,27 +50,22 @@ def figure():
     found, (_, mean, var) = inputs()
     tops = {name: h.max(axis=AXES) for name, (_, h) in found.items()}
     channel = int(np.abs(found["noise"][1].mean(axis=AXES) - mean).argmax())
-    fig, axes = plt.subplot_mosaic(
-        [["digits", "middle", "right"], ["noise", "middle", "right"], ["distilled", "middle", "right"]],
-        figsize=(7, 3.2), layout="constrained", width_ratios=(1.1, 3, 3),
-    )  # fmt: skip
+    layout = [[name, "middle", "right"] for name in found]
+    fig, axes = plt.subplot_mosaic(layout, figsize=(7, 3.2), layout="constrained", width_ratios=(1.1, 3, 3))
     marks = {"digits": ("o", "#8a8a8a"), "noise": ("x", "#d62728"), "distilled": ("^", "#1f77b4")}
     for name, (x, h) in found.items():
         axes[name].imshow(x[3, 0], cmap="PuOr_r", vmin=-2.5, vmax=2.5)
-        axes[name].set(xticks=[], yticks=[])
         axes[name].set_title(name, fontsize=10)
-        axes[name].grid(visible=False)
+        axes[name].set(xticks=[], yticks=[])
         marker, colour = marks[name]
         spread = h[:, channel].std(axis=(1, 2), ddof=1)
         axes["middle"].scatter(h[:, channel].mean(axis=(1, 2)), spread, s=20, marker=marker, color=colour, label=name)
         if name != "digits":
             axes["right"].scatter(tops["digits"], tops[name], s=36, marker=marker, color=colour)
-    axes["middle"].plot(
-        mean[channel], np.sqrt(var[channel]), "o", color="black", fillstyle="none", markersize=14, markeredgewidth=2
-    )
+    ring = {"markersize": 14, "markeredgewidth": 2, "fillstyle": "none", "color": "black"}
+    axes["middle"].plot(mean[channel], np.sqrt(var[channel]), "o", **ring)
     axes["middle"].set(xlabel="mean in an image", ylabel="deviation in an image")
     axes["middle"].legend(handletextpad=0.1)
-    limits = (0, 1.1 * max(top.max() for top in tops.values()))
-    axes["right"].plot(limits, limits, color="#8a8a8a", linewidth=1)
-    axes["right"].set(xlabel="largest value, digits", ylabel="largest value, others", aspect="equal")
+    axes["right"].axline((0, 0), slope=1, color="#8a8a8a", linewidth=1)
+    axes["right"].set(xlabel="largest value, digits", ylabel="largest value, others", xlim=(0, 5), ylim=(0, 5))
     return fig
