@@ -48,6 +48,6 @@ def figure():
     left.set(aspect="equal", xlim=(-5.4, 2.6), ylim=(-0.8, 5), xlabel="first entry", ylabel="second entry")
     left.grid(visible=False)
     left.text(-0.7, 3.2, "momentum", color="#d62728")
-    left.text(0.42, 0.3, "SGDP", color="#1f77b4", ha="center")
+    left.text(-0.35, 1.42, "SGDP", color="#1f77b4", ha="center")
     right.set(xlabel="step", ylabel="radial share of the step")
     return fig
