@@ -10,7 +10,7 @@ BITS = 3
 
 def figure():
     r"""Left: the logarithm of an attention weight runs to $-\infty$ at 0 (dashed). With the shift $\eta=0.05$, which calibration chose
-    for softmax weights of normal logits, it ends at $\log_2\eta=-4.3$ (solid), and eight evenly spaced levels (dotted) cover cover all
+    for softmax weights of normal logits, it ends at $\log_2\eta=-4.3$ (solid), and eight evenly spaced levels (dotted) cover all
     that can occur, 0 included. Right: the weights that the eight codes of 3 bits stand for. Powers of 2 halve from level to level, have
     nothing between 0.50 and 0.99, and no code for 0: what is too small is *made* 0 (the first dot). The shifted levels
     reach 0 with a code of their own, and lie closer for large weights. Even ones have a single level below 0.1, where most attention weights are."""
