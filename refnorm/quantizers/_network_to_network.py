@@ -157,6 +157,10 @@ def reward_baseline(earlier: Array[F], *, kind: str = "mean") -> float:
     TypeError, ValueError
         If ``earlier`` is not a vector of floats or ``kind`` unknown.
 
+    References
+    ----------
+    Ashok et al. (2018), arXiv 1709.06030; the running mean is that of the authors' code.
+
     Examples
     --------
     >>> reward_baseline(np.array([0.25, 0.5])), reward_baseline(np.array([]))
@@ -224,6 +228,10 @@ def apply_removal(sizes: Sequence[int], keep: Sequence[int]) -> tuple[int, ...] 
     TypeError, ValueError
         If ``keep`` has another length or other entries.
 
+    References
+    ----------
+    Ashok et al. (2018), arXiv 1709.06030, section on layer removal.
+
     Examples
     --------
     >>> apply_removal((64, 128, 32, 16, 10), (1, 0, 1))
@@ -256,6 +264,10 @@ def apply_shrink(sizes: Sequence[int], factors: Sequence[float], *, min_width: i
     ------
     TypeError, ValueError
         If ``factors`` has another length or an entry out of its range.
+
+    References
+    ----------
+    Ashok et al. (2018), arXiv 1709.06030, section on layer shrinkage; truncation as in the authors' code.
 
     Examples
     --------

@@ -350,6 +350,10 @@ def log_sqrt2_dequantize(q: IntArray, zero_mask: Array[np.bool_], scale: Array[F
     -------
     array of the shape of ``q`` and the dtype of ``scale``
 
+    References
+    ----------
+    Li et al. (2024), arXiv 2402.05628, section on scale reparameterization for Softmax activations.
+
     Examples
     --------
     >>> log_sqrt2_dequantize(np.array([0, 3, 15], np.uint8), np.array([False, False, True]), 1.0).round(6)
@@ -369,6 +373,10 @@ def log2_reparam_dequantize(q: IntArray, zero_mask: Array[np.bool_], scale: Arra
     Notes
     -----
     ``scale' 2^(-ceil(q / 2))`` with ``scale' = scale`` for even and ``sqrt(2) scale`` for odd codes.
+
+    References
+    ----------
+    Li et al. (2024), arXiv 2402.05628, section on scale reparameterization for Softmax activations.
 
     Examples
     --------

@@ -165,6 +165,10 @@ def sulq_encode(a: Array[F], params: SulqParams) -> IntArray:
     TypeError, ValueError
         If ``a`` is negative or not finite.
 
+    References
+    ----------
+    Zhong et al. (2023), arXiv 2311.10126, section on the shift-uniform-log2 quantizer.
+
     Examples
     --------
     >>> sulq_encode(np.array([0.0, 0.25, 0.5, 1.0]), SulqParams(1.0, 0.0, 1.0, 2))
@@ -195,6 +199,10 @@ def sulq_decode(q: IntArray, params: SulqParams, *, integer_exponent: bool = Tru
     ------
     TypeError, ValueError
         If ``q`` holds no integers or a code beyond the highest.
+
+    References
+    ----------
+    Zhong et al. (2023), arXiv 2311.10126, section on the shift-uniform-log2 quantizer.
 
     Examples
     --------

@@ -207,6 +207,10 @@ def adamp_update(
     TypeError, ValueError
         If shapes or dtypes differ or a number is outside its range.
 
+    References
+    ----------
+    Heo et al. (2021), arXiv 2006.08217, algorithm 2.
+
     Examples
     --------
     >>> start, slope, zero = np.array([[3.0, 4.0]]), np.array([[-0.8, 0.6]]), np.zeros((1, 2))
@@ -266,6 +270,10 @@ def sgdp_update(
     ------
     TypeError, ValueError
         If shapes or dtypes differ or a number is outside its range.
+
+    References
+    ----------
+    Heo et al. (2021), arXiv 2006.08217, algorithm 1.
 
     Examples
     --------

@@ -110,6 +110,10 @@ def init_local_net(
     TypeError, ValueError
         If an option is outside its range.
 
+    References
+    ----------
+    Su et al. (2024), arXiv 2407.05623.
+
     Examples
     --------
     >>> net = init_local_net(np.random.default_rng(0), [2, 8, 8, 8], 3, n_classes=2, head_hidden=4)
@@ -295,6 +299,10 @@ def ema_update(ema: Tree, target: Tree, *, momentum: float = 0.999) -> Tree:
     ------
     ValueError
         If the trees differ in structure or shape or ``momentum`` is outside [0, 1].
+
+    References
+    ----------
+    Su et al. (2024), arXiv 2407.05623.
 
     Examples
     --------
