@@ -25,8 +25,8 @@ def with_norm(x, input_weight, recurrent_weight):
 def figure():
     """Sixteen units (rows) of a plain tanh cell over 40 steps. Only the first eight steps have an input; after them the state
     is on its own. Without a norm, half the weights make it die out, and four times the weights drive it to plus and minus one,
-    where tanh has no slope. With layer norm the three pictures are the same: rescaling all weights changes nothing, and the
-    size of the state is the gain's affair, here 0.7."""
+    where tanh has no slope. With layer norm the three pictures are the same: rescaling all weights changes nothing, and
+    the gain, 0.7 here, sets the size of the state."""
     import matplotlib.pyplot as plt
 
     rng = np.random.default_rng(1)

@@ -39,8 +39,8 @@ def figure():
     r"""One recipe, drawn in the plane and in the disk: a tree whose nodes have three branches each, the root four, all of one
     length and at right angles. In the plane its 161 nodes crowd into 41 places, and cycles arise that the tree does not
     have. In the disk no two branches meet, all have the hyperbolic length 1.77, and different nodes are at least that far
-    apart. Right, two points added in either order, the second term carried along as a geodesic from the end of the first: the sums
-    differ, but by a rotation about the centre, so their lengths agree."""
+    apart. Right, two points added in either order, the path to the second moved to the end of the first: the sums
+    differ, but only by a rotation about the centre."""
     import matplotlib.pyplot as plt
     from matplotlib.collections import LineCollection
 
