@@ -33,7 +33,7 @@ def tree_lines(nodes):
 
 def figure():
     """Values on a grid of 24 by 24 places, known at 30 of them (-1 dark violet, 1 dark orange), the others to be the mean of their
-    neighbours. Left: the forest (blue) of the first update, 72 % of the unknown places and not one cycle. Then what four
+    neighbours. Left: the forest (white) of the first update, 72 % of the unknown places and not one cycle. Then what four
     updates make of a start at 0 (white): blocks of the nine places with the largest scores leave 78 % of the gap to the
     minimum, forests, each of them solved exactly in linear time, leave 19 %. Right: the solution."""
     import matplotlib.pyplot as plt
@@ -59,10 +59,11 @@ def figure():
         tables[name][unknown] = result.x
     fig, axes = plt.subplots(1, 4, figsize=(7, 2.1), layout="constrained")
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        ax.set_facecolor("#8a8a8a")
         ax.imshow(table.reshape(SIDE, SIDE), cmap="PuOr_r", vmin=-1, vmax=1)
         ax.set_title(name, fontsize=11)
         ax.set(xticks=[], yticks=[])
         ax.grid(visible=False)
     first = unknown[forest(problem.gradient(problem.image(start), start))]
-    axes[0].plot(*tree_lines(first), color="#1f77b4", linewidth=1)
+    axes[0].plot(*tree_lines(first), color="white", linewidth=1)
     return fig
