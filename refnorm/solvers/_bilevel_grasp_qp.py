@@ -78,6 +78,10 @@ def contact_frame(normals: Array[F]) -> tuple[Array[F], Array[F]]:
     ``a`` is the y axis (the z axis where the normal is almost parallel to y) projected on the tangent plane, and a
     constant for the pullback; ``first`` is ``a`` projected and normalized once more, ``second = normal x first``.
 
+    References
+    ----------
+    Chen, Ke, Wang (2024), arXiv 2412.16490.
+
     Examples
     --------
     >>> contact_frame(np.array([[1.0, 0.0, 0.0]]))
@@ -140,6 +144,10 @@ def grasp_matrix(
     Notes
     -----
     A force v at p has the wrench ``(v, (p - center) / length x v)``.
+
+    References
+    ----------
+    Chen, Ke, Wang (2024), arXiv 2412.16490.
 
     Examples
     --------
@@ -400,6 +408,10 @@ def friction_qp(
     -----
     ``H = M^T M + penalty`` on normal entries, ``M = [G, -target]``. The rows are ``sin(t) f1 + cos(t) f2 <= friction fn``
     for every facet, ``min_force <= fn <= 1``, ``k = strength``, and the groups.
+
+    References
+    ----------
+    Chen, Ke, Wang (2024), arXiv 2412.16490.
 
     Examples
     --------

@@ -483,6 +483,10 @@ def hyper_cleaning_gradient(
     -------
     array (d, classes)
 
+    References
+    ----------
+    Hao, Gong, Liu (2024), arXiv 2401.09587 (data hyper-cleaning).
+
     Examples
     --------
     >>> hyper_cleaning_gradient(np.zeros(2), np.zeros((1, 2)), np.ones((2, 1)), np.array([0, 0]))

@@ -406,6 +406,10 @@ def label_propagation_problem(weights: Any, labels: Array[F]) -> tuple[BlockProb
     TypeError, ValueError
         If a dtype or shape is wrong or no node is unlabelled.
 
+    References
+    ----------
+    Nutini, Laradji, Schmidt (2022), arXiv 1712.08859.
+
     Examples
     --------
     >>> chain = np.array([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]])
@@ -589,6 +593,10 @@ def greedy_block(gradient: Array[F], size: int, *, lipschitz: Array[F] | None = 
     TypeError, ValueError
         If a shape or the size is wrong.
 
+    References
+    ----------
+    Nutini, Laradji, Schmidt (2022), arXiv 1712.08859.
+
     Examples
     --------
     >>> greedy_block(np.array([3.0, -9.0, 5.0]), 2, lipschitz=np.array([1.0, 100.0, 1.0]))
@@ -739,6 +747,10 @@ def grid_combs(height: int, width: int) -> tuple[IntArray, IntArray]:
     ------
     TypeError, ValueError
         If a size is not an integer of at least 2.
+
+    References
+    ----------
+    Nutini, Laradji, Schmidt (2022), arXiv 1712.08859.
 
     Examples
     --------

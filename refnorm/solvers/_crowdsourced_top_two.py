@@ -110,6 +110,10 @@ def simulate_top_two(
     TypeError, ValueError
         If a number is out of range or a shape does not fit.
 
+    References
+    ----------
+    Jeong, Chung (2023), arXiv 2301.00006 (the model).
+
     Examples
     --------
     >>> answers, first, second = simulate_top_two(

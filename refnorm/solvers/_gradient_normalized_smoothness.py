@@ -607,6 +607,10 @@ def logsumexp_oracle(matrix: Array[F], offset: Array[F], smoothing: float) -> He
     TypeError, ValueError
         As in :func:`soft_maximum`.
 
+    References
+    ----------
+    Semenov, Jaggi, Doikov (2025), arXiv 2506.13710 (experiments).
+
     Examples
     --------
     >>> oracle = logsumexp_oracle(np.array([[1.0], [-1.0]]), np.zeros(2), 1.0)
