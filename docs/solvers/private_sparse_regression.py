@@ -43,7 +43,9 @@ def figure():
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.5), layout="constrained", width_ratios=[1, 1.5])
     sent = messages(100_000)
     left.plot(*sent[:300].T, ".", color="#8a8a8a", markersize=4)
-    left.annotate("", VECTOR, (0, 0), arrowprops={"arrowstyle": "-|>", "color": "black", "linewidth": 1.5, "shrinkB": 0})
+    left.annotate(
+        "", VECTOR, (0, 0), arrowprops={"arrowstyle": "-|>", "color": "black", "linewidth": 1.5, "shrinkB": 0}
+    )
     left.plot(*sent[:300].mean(axis=0), "s", color="#1f77b4", markersize=9, markerfacecolor="none", markeredgewidth=2)
     left.plot(*sent.mean(axis=0), "x", color="#d62728", markersize=9, markeredgewidth=2)
     left.set(aspect="equal", xticks=[-3, 0, 3], yticks=[-3, 0, 3])
