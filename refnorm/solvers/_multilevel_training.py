@@ -361,6 +361,10 @@ def decoalesce_depth(layers: Sequence[Tree], matrix: Array[F]) -> list[Tree]:
     The same weighted sum as in :func:`coalesce_depth`. Unlike copies of neurons, copies of layers change the
     network's function.
 
+    References
+    ----------
+    Zou, Zhang, Deng (2024), arXiv 2404.07999 (de-coalescing).
+
     Examples
     --------
     >>> decoalesce_depth([{"w": np.array([2.0])}], np.ones((2, 1)))
@@ -426,6 +430,10 @@ def decoalesce(params: Tree, plan: WidthPlan, depth: Depth = None) -> Tree:
 
     Parameters and errors are those of :func:`coalesce`, ``params`` being the small network's; ``depth`` has the same
     averaging matrix, of which the copies follow.
+
+    References
+    ----------
+    Zou, Zhang, Deng (2024), arXiv 2404.07999 (de-coalescing).
 
     Examples
     --------
