@@ -35,7 +35,7 @@ METHOD = Method(
 
 SCALAR_STEPS = 60
 SHIFT_STEPS = 100
-"""Both Newton iterations are monotone; some ten steps suffice, and the limits only guard against NaN."""
+"""Of Halley's method in an entry and of Newton's for the shift; some ten suffice, and the limits only guard against NaN."""
 
 
 @dataclass(frozen=True)
@@ -471,7 +471,7 @@ def _solve_log(t: AnyArray, damping: float, start: AnyArray | None) -> AnyArray:
 
     The logarithm of z keeps all digits where z itself underflows.
     """
-    # Both bounds are above the root, and the left side is convex: the iterates come down to it.
+    # Both bounds are above the root and near it, where Halley's steps triple the number of right digits.
     logs = np.minimum(t / damping - 1, t - 1) if start is None else start
     for _ in range(SCALAR_STEPS):
         grown = (1 - damping) * np.exp(logs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import functools
 from typing import Any
 
 import numpy as np
@@ -54,24 +55,37 @@ def test_box_iou(dtype: type) -> None:
             np.testing.assert_array_equal(fast.box_iou(np.repeat(b, 9, axis=0), b)[::9], fast.box_iou(b, b))
 
 
+@functools.cache
+def detections(
+    method: str, prune: str, dtype: type
+) -> list[tuple[AnyArray, AnyArray, list[tuple[dict[str, Any], Any]]]]:
+    """Boxes and scores, and what the reference keeps of them by several options; the same for all instruction sets."""
+    rng, found = np.random.default_rng(0), []
+    for n in (0, 1, 2, 3, 7, 8, 9, 17, 100, 333):
+        boxes = random_boxes(rng, n, dtype, size=3 + n // 10)
+        scores = (rng.integers(0, 20, n) / 20).astype(dtype)  # equal scores occur
+        kept = []
+        for labels in (None, rng.integers(-2, 2, n)):
+            for threshold, offset in ((1e-3, 0.0), (0.0, 1.0), (0.4, 0.0)):
+                options: dict[str, Any] = {"method": method, "prune": prune, "labels": labels, "offset": offset}
+                options |= {"score_threshold": threshold, "iou_threshold": 0.25}
+                kept.append((options, reference.soft_nms(boxes, scores, **options)))
+        found.append((boxes, scores, kept))
+    return found
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", support.DTYPES)
 @pytest.mark.parametrize("prune", ["all", "overlap"])
 @pytest.mark.parametrize("method", ["gaussian", "linear", "hard"])
 def test_soft_nms(method: str, prune: str, dtype: type) -> None:
-    rng = np.random.default_rng(0)
-    for n in (0, 1, 2, 3, 7, 8, 9, 17, 100, 333):
-        boxes = random_boxes(rng, n, dtype, size=3 + n // 10)
-        scores = (rng.integers(0, 20, n) / 20).astype(dtype)  # equal scores occur
-        for labels in (None, rng.integers(-2, 2, n)):
-            for threshold, offset in ((1e-3, 0.0), (0.0, 1.0), (0.4, 0.0)):
-                options: dict[str, Any] = {"method": method, "prune": prune, "labels": labels, "offset": offset}
-                options |= {"score_threshold": threshold, "iou_threshold": 0.25}
-                kept, wanted = fast.soft_nms(boxes, scores, **options), reference.soft_nms(boxes, scores, **options)
-                np.testing.assert_array_equal(kept.indices, wanted.indices, err_msg=f"{n} {options}")
-                np.testing.assert_allclose(kept.scores, wanted.scores, rtol=16 * EPS[boxes.dtype])
-                assert kept.scores.dtype == dtype
-                assert kept.indices.dtype == wanted.indices.dtype
+    for boxes, scores, results in detections(method, prune, dtype):
+        for options, wanted in results:
+            kept = fast.soft_nms(boxes, scores, **options)
+            np.testing.assert_array_equal(kept.indices, wanted.indices, err_msg=f"{len(boxes)} {options}")
+            np.testing.assert_allclose(kept.scores, wanted.scores, rtol=16 * EPS[boxes.dtype])
+            assert kept.scores.dtype == dtype
+            assert kept.indices.dtype == wanted.indices.dtype
         value, pullback = fast.soft_nms_vjp(boxes, scores, method=method)
         expected, reference_pullback = reference.soft_nms_vjp(boxes, scores, method=method)
         np.testing.assert_array_equal(value.indices, expected.indices)
