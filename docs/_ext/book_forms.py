@@ -1,6 +1,6 @@
-"""What the book needs in forms other than web pages: formulas as MathML, drawings for a light ground, no scripts.
+"""What the book needs in one form and not in others: solutions that stay folded, formulas as MathML, drawings for a light ground.
 
-An EPUB shows formulas without a program: its readers know MathML, and ``latex2mathml`` makes it. In HTML MathJax sets
+A web page and an EPUB show a solution when its reader asks for it; paper shows it at once. An EPUB shows formulas without a program: its readers know MathML, and ``latex2mathml`` makes it. In HTML MathJax sets
 them, in a PDF LaTeX does.
 """
 
@@ -19,6 +19,7 @@ from sphinx.builders.epub3 import Epub3Builder
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
+from sphinx_exercise.nodes import solution_node
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,42 @@ def on_paper(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             image.parent.remove(image)
 
 
+class folded(nodes.General, nodes.Element):
+    """What a reader unfolds."""
+
+
+class fold(nodes.General, nodes.TextElement):
+    """The line that unfolds it."""
+
+
+def visit_folded(self: HTML5Translator, node: folded) -> None:
+    self.body.append(self.starttag(node, "details", CLASS="admonition"))
+
+
+def depart_folded(self: HTML5Translator, node: folded) -> None:
+    self.body.append("</details>\n")
+
+
+def visit_fold(self: HTML5Translator, node: fold) -> None:
+    self.body.append(self.starttag(node, "summary", "", CLASS="admonition-title"))
+
+
+def depart_fold(self: HTML5Translator, node: fold) -> None:
+    self.body.append("</summary>\n")
+
+
+def fold_solutions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Hide solutions until they are asked for, by what every browser has: no script is needed."""
+    if app.builder.format != "html":
+        return
+    for solution in list(doctree.findall(solution_node)):
+        title = solution.next_node(nodes.title)
+        # The exercise that the title leads to stands above; a link would be pressed in place of the fold.
+        line = fold("", title.astext())
+        title.parent.remove(title)
+        solution.replace_self(folded("", line, *solution.children, ids=solution["ids"], classes=solution["classes"]))
+
+
 def strict_page(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Make an EPUB's page what its readers accept: no scripts, no lists in places where XHTML has none."""
     if app.builder.name != "epub":
@@ -164,6 +201,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("book_macros", {}, "env", types=frozenset({dict}))
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
     app.connect("doctree-resolved", on_paper)
+    # After the notebooks, which have folds of their own.
+    app.add_node(folded, html=(visit_folded, depart_folded))
+    app.add_node(fold, html=(visit_fold, depart_fold))
+    app.connect("doctree-resolved", fold_solutions, priority=960)
     app.connect("html-page-context", strict_page, priority=900)
     app.add_builder(BookEpub, override=True)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

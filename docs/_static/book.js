@@ -5,3 +5,13 @@ document.addEventListener("DOMContentLoaded", () => {
     if (part) toggle.setAttribute("aria-label", "Chapters: " + part.textContent.trim());
   }
 });
+
+// Paper shows solutions; the reader's folds come back afterwards.
+let unfolded = [];
+addEventListener("beforeprint", () => {
+  unfolded = [...document.querySelectorAll("details.solution:not([open])")];
+  for (const solution of unfolded) solution.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const solution of unfolded) solution.open = false;
+});

@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import importlib.util
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -119,6 +120,12 @@ $$ (one)
 Use {eq}`one`.
 ````
 
+````{solution} task
+:class: dropdown
+
+So it is.
+````
+
 ```{drawing} picture
 ```
 """
@@ -152,6 +159,11 @@ def test_an_epub_has_formulas_and_no_scripts(tmp_path):
         assert '<span class="eqno">(1)</span>' in page
         assert "<script" not in page
         assert "exercise.css" not in page
+        assert re.search(
+            r'<details class="solution dropdown admonition" id="[^"]+">\s*<summary class="admonition-title">Solution to Exercise 1</summary>'
+            r"\s*<section>\s*<p>So it is.</p>",
+            page,
+        )
         assert "drawn-dark" not in page
         listing = book.read("content.opf").decode()
         assert 'href="page.xhtml" properties="mathml"' in listing

@@ -216,11 +216,19 @@ WIDE_FORMULAS = """
 """
 
 
+UNFOLD = """
+(() => { const all = [...document.querySelectorAll("details.solution")];
+  for (const solution of all) solution.open = true;
+  return all.length; })()
+"""
+
+
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
 @pytest.mark.parametrize("name", pages())
 def test_page_in_a_browser(name: str, width: int, address: str, browser: chromium.Browser) -> None:
     browser.size(width)
     browser.open(f"{address}/{name}")
+    browser.evaluate(UNFOLD)
     problems = {
         "console": browser.console,
         "failed requests": browser.failed,
@@ -235,6 +243,23 @@ def test_page_in_a_browser(name: str, width: int, address: str, browser: chromiu
     if name not in MADE_BY_SPHINX:
         problems["raw markup"] = browser.evaluate(RAW_MARKUP)
     assert not {what: found for what, found in problems.items() if found}
+
+
+SHOWN = """
+[...document.querySelectorAll("details.solution > section")].filter(e => e.checkVisibility()).length
+"""
+
+
+def test_solutions_are_folded_until_asked_for(address: str, browser: chromium.Browser) -> None:
+    browser.size(DESKTOP)
+    browser.open(f"{address}/norms/layer_norm.html")
+    assert browser.evaluate(SHOWN) == 0
+    browser.evaluate("document.querySelector('details.solution > summary').click()")
+    assert browser.evaluate(SHOWN) == 1
+    assert browser.evaluate("dispatchEvent(new Event('beforeprint')), 0") == 0
+    assert browser.evaluate(SHOWN) == 3
+    assert browser.evaluate("dispatchEvent(new Event('afterprint')), 0") == 0
+    assert browser.evaluate(SHOWN) == 1
 
 
 SEARCHES = {"rescaling one case changes nothing": "norms/layer_norm.html", "gyrovector": "poincare/ball.html"}
