@@ -18,6 +18,10 @@ from refnorm import _checks
 from refnorm._typing import AnyArray
 from refnorm.poincare._numerics import Wide, dot, gap
 
+LONGEST, SHRINK = 2.0**960, 2.0**-64
+"""What is longer than the first is shrunk by the second: its norm exists for 2^120 coordinates, and it still is longer
+than 2^380 radii, where hyperbolic tangents are 1."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -67,8 +71,20 @@ class Frame:
 
     def vector(self, array: Any) -> Wide:
         """Bring a vector argument inside: float64, last axis, in units of the frame."""
-        inside: Wide = np.moveaxis(np.asarray(array, dtype=np.float64), self.axis, -1) * self.unit
+        with np.errstate(over="ignore"):
+            inside: Wide = np.moveaxis(np.asarray(array, dtype=np.float64), self.axis, -1) * self.unit
         return inside
+
+    def arrow(self, array: Any) -> tuple[Wide, Wide]:
+        """Bring a vector inside of which, beyond any length, only the direction counts; return its factor, too.
+
+        The factor is the unit of the frame, or a small number for what would overflow in that unit.
+        """
+        given = np.moveaxis(np.asarray(array, dtype=np.float64), self.axis, -1)
+        with np.errstate(over="ignore"):
+            fits = (np.abs(given) * self.unit <= LONGEST).all(axis=-1, keepdims=True)
+        factor = np.where(fits, self.unit, SHRINK)
+        return given * factor, factor
 
     def point(self, array: Any, name: str) -> Point:
         """Bring points inside; those outside the ball raise if the call checks."""
@@ -123,9 +139,9 @@ class Frame:
         value: AnyArray = (scalar[..., 0] / self.unit**degree).astype(self.dtype)
         return value
 
-    def leave_cotangent(self, vector: Wide) -> AnyArray:
-        """Take the cotangent of a vector argument outside."""
-        return self._outside(vector * self.unit)
+    def leave_cotangent(self, vector: Wide, factor: Wide | None = None) -> AnyArray:
+        """Take the cotangent of a vector argument outside; ``factor`` is that of :meth:`arrow`."""
+        return self._outside(vector * (self.unit if factor is None else factor))
 
     def leave_curvature(self, terms: Wide) -> AnyArray:
         """Sum the curvature's cotangent over all points and take it outside."""

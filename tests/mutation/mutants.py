@@ -79,12 +79,14 @@ UNWRAPPED = {
     "arcsinh",
     "square",
     "copy",
-    "float",
 }
 """Functions of one argument that are replaced by their argument."""
 
 SYMMETRIC = {"maximum", "minimum", "add", "multiply", "hypot", "dot", "isclose", "logaddexp", "isinstance", "range"}
 """Calls whose first two arguments are not swapped: the swap changes nothing, or fails by itself."""
+
+SAME_RESULT = (None, "strict", "copy")
+"""Keywords that are left alone: zip's strict guards against a mistake in the line itself, copy saves time."""
 
 SILENT = {"fail", "fail_type", "TypeVar", "cast", "Method", "warn", "getLogger"}
 """Calls that are skipped with all that is in them."""
@@ -381,8 +383,7 @@ class _Finder:
                 self.change(self.span(first)[0], self.span(second)[1], self.text(second) + between + self.text(first))
         arguments: list[ast.AST] = [*node.args, *node.keywords]
         for keyword in node.keywords:
-            # zip's strict=True guards against a mistake in the line itself.
-            if keyword.arg in (None, "strict"):
+            if keyword.arg in SAME_RESULT:
                 continue
             start, stop = self.span(keyword)
             later = re.match(rb"\s*,\s*", self.bytes[stop:])
@@ -395,9 +396,11 @@ class _Finder:
                 self.change(start, stop, "")
         self.visit(owner)
         for argument in node.args:
-            self.visit(argument)
+            # Any negative length of reshape is the one that is left open.
+            if not (name == "reshape" and isinstance(argument, ast.UnaryOp)):
+                self.visit(argument)
         for keyword in node.keywords:
-            if keyword.arg != "strict":
+            if keyword.arg not in SAME_RESULT:
                 self.visit(keyword.value)
 
 
