@@ -1,5 +1,6 @@
 """Options mean the same to a function and to its vjp, are what is documented where they are left out, and do something."""
 
+import inspect
 import warnings
 
 import numpy as np
@@ -124,3 +125,51 @@ def test_option(name, arguments, option, default, other):
             assert same(outcome(lambda *a, f=f_vjp, **o: f(*a, **o)[0], arguments, required | given), results[key])
     assert same(results["omitted"], results["default"])
     assert not same(results["omitted"], results["other"])
+
+
+ARGUMENTS = {
+    "mobius_add": (X, Y),
+    "mobius_matvec": (MATRIX, X),
+    "exp0": (X,),
+    "log0": (X,),
+    "conformal_factor": (X,),
+    "project_ball": (X,),
+    "dist": (X, Y),
+    "dist_sq": (X, Y),
+    "expmap": (X, Y),
+    "logmap": (X, Y),
+    "gyration": (X, Y, Z),
+    "transport": (X, Y, Z),
+    "relu": (X,),
+    "residual_add": (X, Y),
+    "avg_pool2d": (IMAGES,),
+    "conv2d": (IMAGES, KERNEL, BIAS[:2]),
+    "fully_connected": (X, WEIGHT, BIAS),
+    "mlr": (X, WEIGHT, BIAS),
+    "midpoint": (X,),
+    "midpoint_batch_norm": (X, BIAS, GAIN),
+    "midpoint_statistics": (X,),
+    "frechet_mean": (X,),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "position"), [(name, i) for name, arrays in ARGUMENTS.items() for i in range(len(arrays))]
+)
+def test_every_array_is_checked(name, position):
+    function, required, arrays = getattr(poincare, name), REQUIRED.get(name, {}), ARGUMENTS[name]
+    argument = list(inspect.signature(function).parameters)[position]
+
+    def call(array):
+        return function(*arrays[:position], array, *arrays[position + 1 :], 1.0, **required)
+
+    with pytest.raises(TypeError, match=f"{argument}: expected a float32 or float64 array, got dtype int64"):
+        call(np.zeros_like(arrays[position], dtype=np.int64))
+    if len(arrays) == 1:
+        return
+    with pytest.raises(
+        TypeError, match="expected dtype (float64 like [a-z]+, got float32|float32 like [a-z]+, got float64)"
+    ):
+        call(arrays[position].astype(np.float32))
+    with pytest.raises(ValueError, match="expected (shape|padded|2 dimensions|4 dimensions|at least)"):
+        call(arrays[position][..., None])
