@@ -172,6 +172,7 @@ P = np.full((1, 2, 3, 3), 0.1)
         (lambda: residual_add(P, P, 1.0, order="ff"), ValueError, "order: expected one of 'fr', 'rf', got 'ff'"),
         (lambda: avg_pool2d(P[0], 1.0, size=2), ValueError, r"x: expected 4 dimensions, got shape \(2, 3, 3\)"),
         (lambda: avg_pool2d(P, 1.0, size=4), ValueError, r"x: expected padded images of at least 4 x 4 pixels, got \(3, 3\)"),
+        (lambda: avg_pool2d(P, 1.0, size=0), ValueError, "size: expected an integer >= 1, got 0"),
         (lambda: avg_pool2d(P, 1.0, size=2, stride=0), ValueError, "stride: expected an integer >= 1, got 0"),
     ],
 )  # fmt: skip
