@@ -136,7 +136,8 @@ class Frame:
 
     def leave_scalar(self, scalar: Wide, degree: int = 0) -> AnyArray:
         """Take one number a vector outside."""
-        value: AnyArray = (scalar[..., 0] / self.unit**degree).astype(self.dtype)
+        with np.errstate(over="ignore"):
+            value: AnyArray = (scalar[..., 0] / self.unit**degree).astype(self.dtype)
         return value
 
     def leave_cotangent(self, vector: Wide, factor: Wide | None = None) -> AnyArray:
@@ -146,7 +147,8 @@ class Frame:
     def leave_curvature(self, terms: Wide) -> AnyArray:
         """Sum the curvature's cotangent over all points and take it outside."""
         dtype = self.given.dtype if self.given is not None else self.dtype
-        total: AnyArray = np.asarray(terms.sum() / self.unit**2, dtype=dtype)
+        with np.errstate(over="ignore"):
+            total: AnyArray = np.asarray(terms.sum() / self.unit**2, dtype=dtype)
         return total
 
     def _outside(self, vector: AnyArray) -> AnyArray:

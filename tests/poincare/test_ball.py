@@ -11,6 +11,7 @@ from refnorm.poincare import (
     conformal_factor,
     conformal_factor_vjp,
     dist,
+    dist_sq,
     exp0,
     exp0_vjp,
     expmap,
@@ -310,6 +311,23 @@ def test_the_longest_vectors_keep_their_direction(curvature, axis):
         log0(v, curvature, axis=axis)
 
 
+def test_vectors_of_all_lengths_point_where_they_point():
+    unit = np.array([0.6, -0.8])
+    v = np.array([1e2, 1e3, 1e5, 1e10, 1e20, 1e30, 1e100, 1e280, 1e300, 1e308])[:, None] * unit
+    np.testing.assert_allclose(exp0(v, 1.0, project=False), np.tile(unit, (10, 1)), rtol=1e-15)
+    short = np.array([0.3, 0.4])
+    np.testing.assert_array_equal(exp0(np.stack([v[-1], short]), 1.0)[1], exp0(short, 1.0))
+
+
+def test_results_beyond_the_range_of_single_precision_are_infinite():
+    _, pullback = log0_vjp(np.array([np.nextafter(np.float32(1), np.float32(0)), 0], np.float32), 1.0)
+    dy, dcurvature = pullback(np.array([1e38, 0], np.float32))
+    assert dy.tolist() == [np.inf, 0.0]
+    assert dcurvature == np.inf
+    far = np.array([1e38, 0], np.float32)
+    assert dist_sq(-far, far, 1e-77) == np.inf
+
+
 @pytest.mark.parametrize("curvature", [0.3, 1.0, 3.0, 1e8])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_gradients_by_the_longest_vectors_are_right_as_far_as_numbers_go(curvature, axis):
@@ -402,6 +420,7 @@ X = np.full((2, 3), 0.1)
         (lambda: mobius_add(X, X, np.ones(2)), TypeError, r"curvature: expected a number or a 0-d float array, got float64 of shape \(2,\)"),
         (lambda: mobius_add(X, 10 * X, 1.0), ValueError, r"y: expected points with curvature \* \|x\|\^2 < 1, got a largest value of 3"),
         (lambda: log0(np.array([[0.5, 0.0], [2.0, 0.0]]), 1.0), ValueError, "got a largest value of 4$"),
+        (lambda: log0(np.array([1.0, 0.0]), 1.0), ValueError, "y: expected points with curvature .* got a largest value of 1$"),
         (lambda: log0(np.array([0.6, 0.8]), 1.0), ValueError, "y: expected points with curvature"),
         (lambda: log0(np.array([1e300, 0.0]), 1.0), ValueError, "y: expected points with curvature"),
         (lambda: mobius_add(X, X, 1.0, axis=2), ValueError, "axis: expected integers from -2 to 1, got 2"),

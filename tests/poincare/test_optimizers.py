@@ -151,6 +151,17 @@ def test_euclidean_optimizers_are_the_usual_ones():
     np.testing.assert_allclose(adam, start - 0.1 * np.sign(grad), rtol=1e-12)
 
 
+def test_hyper_parameters_that_are_left_out():
+    sgd = RiemannianSGD(
+        learning_rate=1e-2, momentum=0.0, dampening=0.0, nesterov=False, weight_decay=0.0, curvature=1.0
+    )
+    assert RiemannianSGD() == sgd
+    adam = RiemannianAdam(
+        learning_rate=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, curvature=1.0
+    )
+    assert RiemannianAdam() == adam
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("curvature", [1.0, None])
 def test_dtype_and_shape_are_kept_and_nothing_is_written_to(dtype, curvature):

@@ -10,6 +10,7 @@ from discovery import TESTS, load
 from refnorm import poincare
 
 ball, conv = load(TESTS / "poincare" / "test_ball.py"), load(TESTS / "poincare" / "test_conv2d.py")
+resnet = load(TESTS / "poincare" / "test_poincare_resnet.py")
 RNG = np.random.default_rng(12)
 
 X, Y, Z = ball.points(RNG, (3, 3, 3), 1.0)
@@ -91,6 +92,9 @@ OPTIONS = [
     ("conv2d", (IMAGES, KERNEL, BIAS[:2], 1.0), "stride", 1, (1, 2)),
     ("conv2d", (IMAGES, KERNEL, BIAS[:2], 1.0), "padding", 0, (0, 1)),
     ("avg_pool2d", (IMAGES, 1.0), "stride", (2, 1), (1, 2)),
+    ("poincare_resnet", (resnet.PARAMS, resnet.X, 0.5), "order", "fr", "rf"),
+    ("poincare_resnet", (resnet.PARAMS, resnet.X, 0.5), "eps", 1e-6, 1e-3),
+    ("poincare_resnet", (resnet.PARAMS, resnet.X, 0.5), "running", None, resnet.RUNNING),
 ]
 REQUIRED = {"conv2d": {"kernel": 2}, "avg_pool2d": {"size": (2, 1)}}
 

@@ -147,6 +147,23 @@ def test_arguments_are_not_written_to_and_the_pullback_may_be_called_again():
         np.testing.assert_array_equal(left, right)
 
 
+def test_what_is_left_out_is_the_paper_s():
+    explicit = PoincareResNet(
+        channels=(8, 16, 32), blocks=(3, 3, 3), channels_in=3, classes=10, curvature=0.1, init_kind="unfolded",
+        keep_length=False, order="fr", eps=1e-6, recompute=False, dtype=np.float64,
+    )  # fmt: skip
+    assert PoincareResNet() == explicit
+    _, statistics, _ = SMALL.training_vjp(PARAMS, X)
+    pair = (SMALL.update_running(RUNNING, statistics, **options) for options in ({}, {"momentum": 0.1}))
+    for (path, left), (_, right) in zip(*map(tree_leaves, pair), strict=True):
+        np.testing.assert_array_equal(left, right, err_msg=path)
+
+
+def test_the_smallest_network():
+    network = PoincareResNet(channels=(1, 1, 1), blocks=(1, 1, 1), channels_in=1, classes=1)
+    assert network.forward(network.init(np.random.default_rng(0)), X).shape == (2, 1)
+
+
 def test_images_of_any_size_and_number():
     network = PoincareResNet(channels=(2, 2, 2), blocks=(1, 1, 1), channels_in=2, classes=4, init_kind="centre")
     params = network.init(np.random.default_rng(0))
@@ -183,6 +200,11 @@ def test_training_script_learns_writes_and_refuses(tmp_path):
     [
         (lambda: PoincareResNet(channels=(2, 2)), ValueError, r"channels: expected three integers, got \(2, 2\)"),
         (lambda: PoincareResNet(blocks=(1, 0, 1)), ValueError, "blocks: expected an integer >= 1, got 0"),
+        (lambda: PoincareResNet(channels_in=0), ValueError, "channels_in: expected an integer >= 1, got 0"),
+        (lambda: PoincareResNet(classes=0), ValueError, "classes: expected an integer >= 1, got 0"),
+        (lambda: PoincareResNet(channels=(2, 0, 2)), ValueError, "channels: expected an integer >= 1, got 0"),
+        (lambda: PoincareResNet(channels=(2, 2.0, 2)), TypeError, "channels: expected an integer, got 2.0"),
+        (lambda: PoincareResNet(eps=0.0), ValueError, "eps: expected a finite number > 0, got 0.0"),
         (lambda: PoincareResNet(curvature=0.0), ValueError, "curvature: expected a finite number > 0, got 0.0"),
         (lambda: PoincareResNet(init_kind="zero"), ValueError, "init_kind: expected one of 'unfolded', 'centre', 'baseline'"),
         (lambda: PoincareResNet(order="x"), ValueError, "order: expected one of 'fr', 'rf', got 'x'"),
