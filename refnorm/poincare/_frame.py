@@ -59,7 +59,7 @@ class Frame:
         (self.axis,) = _checks.axes(axis, first.ndim)
         _checks.not_empty(first, first_name, (self.axis,))
         self.dtype, self.shape, self.check = first.dtype, first.shape, check
-        self.given, value = _curvature(curvature)
+        self.given, value = read_curvature(curvature)
         exponent = math.frexp(value)[1] // 2
         self.curvature, self.unit = math.ldexp(value, -2 * exponent), math.ldexp(1.0, exponent)
 
@@ -157,12 +157,12 @@ class Frame:
         return moved
 
 
-def _curvature(value: Any) -> tuple[AnyArray | None, float]:
+def read_curvature(value: Any, name: str = "curvature") -> tuple[AnyArray | None, float]:
     """Return the given 0-d float array, if it is one, and its value; raise unless finite and > 0."""
     array = np.asarray(value)
     if array.ndim or array.dtype.kind not in "fiu":
-        _checks.fail_type("curvature", "a number or a 0-d float array", f"{array.dtype} of shape {array.shape}")
+        _checks.fail_type(name, "a number or a 0-d float array", f"{array.dtype} of shape {array.shape}")
     number = float(array)
-    _checks.positive(number, "curvature")
+    _checks.positive(number, name)
     is_array = isinstance(value, (np.ndarray, np.generic)) and array.dtype.kind == "f"
     return (array if is_array else None), number

@@ -193,7 +193,22 @@ def test_nan_gradient_stays_in_its_point():
         (lambda: RiemannianSGD(dampening=-0.1), ValueError, r"dampening: expected a number in \[0.0, 1.0\), got -0.1"),
         (lambda: RiemannianSGD(weight_decay=-1.0), ValueError, "weight_decay: expected a finite number >= 0, got -1.0"),
         (lambda: RiemannianSGD(curvature=-1.0), ValueError, "curvature: expected a finite number > 0, got -1.0"),
-        (lambda: RiemannianAdam(curvature=[1.0, "a"]), TypeError, "curvature: expected a number or a 0-d float array"),
+        (
+            lambda: RiemannianAdam(curvature=[1.0, "a"]),
+            TypeError,
+            r"curvature\.1: expected a number or a 0-d float array",
+        ),
+        (
+            lambda: RiemannianSGD(curvature={"a": [1.0, -1.0]}),
+            ValueError,
+            r"curvature\.a\.1: expected a finite number > 0, got -1.0",
+        ),
+        (lambda: RiemannianAdam(learning_rate=0.0), ValueError, "learning_rate: expected a finite number > 0, got 0.0"),
+        (
+            lambda: RiemannianAdam(weight_decay=-1.0),
+            ValueError,
+            "weight_decay: expected a finite number >= 0, got -1.0",
+        ),
         (lambda: RiemannianAdam(betas=(0.9, 1.0)), ValueError, r"betas: expected a number in \[0.0, 1.0\), got 1.0"),
         (lambda: RiemannianAdam(eps=0.0), ValueError, "eps: expected a finite number > 0, got 0.0"),
     ],
@@ -211,6 +226,7 @@ P = np.full((2, 2), 0.1)
     [
         (RiemannianSGD(), 10 * P, P, ValueError, r"params: expected points with curvature \* \|x\|\^2 < 1, got a largest value of 2"),
         (RiemannianSGD(), P, P[:1], ValueError, r"grads: expected shape \(2, 2\), got \(1, 2\)"),
+        (RiemannianSGD(), [P, P], [P], ValueError, "grads: expected"),
         (RiemannianAdam(), {"a": P}, {"b": P}, ValueError, r"grads: expected the same structure dict\['a'\]"),
         (RiemannianAdam(curvature={"b": 1.0}), {"a": P}, {"a": P}, ValueError, r"curvature: expected the same structure dict\['a'\]"),
         (RiemannianAdam(), [P], [P.astype("f4")], TypeError, "grads.0: expected dtype float64 like params.0, got float32"),
