@@ -82,7 +82,20 @@ UNWRAPPED = {
 }
 """Functions of one argument that are replaced by their argument."""
 
-SYMMETRIC = {"maximum", "minimum", "add", "multiply", "hypot", "dot", "isclose", "logaddexp", "isinstance", "range"}
+SYMMETRIC = {
+    "max",
+    "min",
+    "maximum",
+    "minimum",
+    "add",
+    "multiply",
+    "hypot",
+    "dot",
+    "isclose",
+    "logaddexp",
+    "isinstance",
+    "range",
+}
 """Calls whose first two arguments are not swapped: the swap changes nothing, or fails by itself."""
 
 SAME_RESULT = (None, "strict", "copy")
