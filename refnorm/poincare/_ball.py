@@ -267,13 +267,14 @@ def exp0_vjp(
     Parameters, errors and references are those of :func:`exp0`.
     """
     frame = Frame(curvature, axis, True, v=v)
-    y, back = expand(frame.vector(v), frame.curvature)
+    tangent, factor = frame.arrow(v)
+    y, back = expand(tangent, frame.curvature)
     y, back_projection = clip(y, frame, project)
 
     def pullback(dy: Array[F]) -> tuple[Array[F], Array[F]]:
         u, dc = back_projection(frame.cotangent(dy))
         dv, dc_more = back(u)
-        return frame.leave_cotangent(dv), frame.leave_curvature(dc + dc_more)
+        return frame.leave_cotangent(dv, factor), frame.leave_curvature(dc + dc_more)
 
     return frame.leave_inside(y), pullback
 
@@ -418,11 +419,12 @@ def project_ball_vjp(
     frame = Frame(curvature, axis, True, x=x)
     if eps is not None:
         _checks.in_range(eps, "eps", 0.0, 1.0, closed="left")
-    y, back = clip(frame.vector(x), frame, True, eps)
+    vector, factor = frame.arrow(x)
+    y, back = clip(vector, frame, True, eps)
 
     def pullback(dy: Array[F]) -> tuple[Array[F], Array[F]]:
         dx, dc = back(frame.cotangent(dy))
-        return frame.leave_cotangent(dx), frame.leave_curvature(dc)
+        return frame.leave_cotangent(dx, factor), frame.leave_curvature(dc)
 
     return frame.leave_inside(y), pullback
 

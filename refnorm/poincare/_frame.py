@@ -18,6 +18,10 @@ from refnorm import _checks
 from refnorm._typing import AnyArray
 from refnorm.poincare._numerics import Wide, dot, gap
 
+LONGEST, SHRINK = 2.0**960, 2.0**-64
+"""What is longer than the first is shrunk by the second: its norm exists for 2^120 coordinates, and it still is longer
+than 2^380 radii, where hyperbolic tangents are 1."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -55,7 +59,7 @@ class Frame:
         (self.axis,) = _checks.axes(axis, first.ndim)
         _checks.not_empty(first, first_name, (self.axis,))
         self.dtype, self.shape, self.check = first.dtype, first.shape, check
-        self.given, value = _curvature(curvature)
+        self.given, value = read_curvature(curvature)
         exponent = math.frexp(value)[1] // 2
         self.curvature, self.unit = math.ldexp(value, -2 * exponent), math.ldexp(1.0, exponent)
 
@@ -67,8 +71,20 @@ class Frame:
 
     def vector(self, array: Any) -> Wide:
         """Bring a vector argument inside: float64, last axis, in units of the frame."""
-        inside: Wide = np.moveaxis(np.asarray(array, dtype=np.float64), self.axis, -1) * self.unit
+        with np.errstate(over="ignore"):
+            inside: Wide = np.moveaxis(np.asarray(array, dtype=np.float64), self.axis, -1) * self.unit
         return inside
+
+    def arrow(self, array: Any) -> tuple[Wide, Wide]:
+        """Bring a vector inside of which, beyond any length, only the direction counts; return its factor, too.
+
+        The factor is the unit of the frame, or a small number for what would overflow in that unit.
+        """
+        given = np.moveaxis(np.asarray(array, dtype=np.float64), self.axis, -1)
+        with np.errstate(over="ignore"):
+            fits = (np.abs(given) * self.unit <= LONGEST).all(axis=-1, keepdims=True)
+        factor = np.where(fits, self.unit, SHRINK)
+        return given * factor, factor
 
     def point(self, array: Any, name: str) -> Point:
         """Bring points inside; those outside the ball raise if the call checks."""
@@ -120,17 +136,19 @@ class Frame:
 
     def leave_scalar(self, scalar: Wide, degree: int = 0) -> AnyArray:
         """Take one number a vector outside."""
-        value: AnyArray = (scalar[..., 0] / self.unit**degree).astype(self.dtype)
+        with np.errstate(over="ignore"):
+            value: AnyArray = (scalar[..., 0] / self.unit**degree).astype(self.dtype)
         return value
 
-    def leave_cotangent(self, vector: Wide) -> AnyArray:
-        """Take the cotangent of a vector argument outside."""
-        return self._outside(vector * self.unit)
+    def leave_cotangent(self, vector: Wide, factor: Wide | None = None) -> AnyArray:
+        """Take the cotangent of a vector argument outside; ``factor`` is that of :meth:`arrow`."""
+        return self._outside(vector * (self.unit if factor is None else factor))
 
     def leave_curvature(self, terms: Wide) -> AnyArray:
         """Sum the curvature's cotangent over all points and take it outside."""
         dtype = self.given.dtype if self.given is not None else self.dtype
-        total: AnyArray = np.asarray(terms.sum() / self.unit**2, dtype=dtype)
+        with np.errstate(over="ignore"):
+            total: AnyArray = np.asarray(terms.sum() / self.unit**2, dtype=dtype)
         return total
 
     def _outside(self, vector: AnyArray) -> AnyArray:
@@ -139,12 +157,12 @@ class Frame:
         return moved
 
 
-def _curvature(value: Any) -> tuple[AnyArray | None, float]:
+def read_curvature(value: Any, name: str = "curvature") -> tuple[AnyArray | None, float]:
     """Return the given 0-d float array, if it is one, and its value; raise unless finite and > 0."""
     array = np.asarray(value)
     if array.ndim or array.dtype.kind not in "fiu":
-        _checks.fail_type("curvature", "a number or a 0-d float array", f"{array.dtype} of shape {array.shape}")
+        _checks.fail_type(name, "a number or a 0-d float array", f"{array.dtype} of shape {array.shape}")
     number = float(array)
-    _checks.positive(number, "curvature")
+    _checks.positive(number, name)
     is_array = isinstance(value, (np.ndarray, np.generic)) and array.dtype.kind == "f"
     return (array if is_array else None), number

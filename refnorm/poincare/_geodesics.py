@@ -113,13 +113,14 @@ def expmap_vjp(
     Parameters, errors and references are those of :func:`expmap`.
     """
     frame = Frame(curvature, axis, check, x=x, v=v)
-    y, back = follow(frame.point(x, "x"), frame.vector(v), frame.curvature)
+    velocity, factor = frame.arrow(v)
+    y, back = follow(frame.point(x, "x"), velocity, frame.curvature)
     clipped, back_projection = clip(y, frame, project)
 
     def pullback(dy: Array[F]) -> tuple[Array[F], Array[F], Array[F]]:
         u, dc_projection = back_projection(frame.cotangent(dy))
         dx, dv, dc = back(u)
-        return frame.leave_cotangent(dx), frame.leave_cotangent(dv), frame.leave_curvature(dc + dc_projection)
+        return frame.leave_cotangent(dx), frame.leave_cotangent(dv, factor), frame.leave_curvature(dc + dc_projection)
 
     return frame.leave_inside(clipped), pullback
 

@@ -275,7 +275,8 @@ def frechet_mean(
         way = segment(middle, points, c)
         converged = bool((moved <= tol + ROUNDING / middle.gap).all())
         in_lengths = float(moved.max(initial=0.0)) / root / frame.unit
-        if monitor.record(variance=float(variance.mean()) / frame.unit**2, moved=in_lengths):
+        mean_variance = float(variance.sum()) / max(variance.size, 1)
+        if monitor.record(variance=mean_variance / frame.unit**2, moved=in_lengths):
             break
     variance = 4 / c * _over_points(given * way.half_length**2) / sum_weights
     result = frame.reshaped(frame.shape[:-2] + frame.shape[-1:], len(frame.shape) - 2)

@@ -16,7 +16,7 @@ import numpy as np
 from refnorm import _checks
 from refnorm._typing import AnyArray, Method, Tree
 from refnorm.poincare._ball import clip
-from refnorm.poincare._frame import Frame, Point
+from refnorm.poincare._frame import Frame, Point, read_curvature
 from refnorm.poincare._geodesics import carry, follow
 from refnorm.poincare._numerics import Wide, dot
 from refnorm.solvers._protocol import check_betas, update_leaves, zeros_like
@@ -290,8 +290,7 @@ class _Place:
 def _check_curvature(curvature: Tree) -> None:
     for path, value in tree_leaves(curvature):
         if value is not None:
-            Frame(value, -1, False, x=np.zeros(1))
-            _checks.positive(float(value), f"curvature.{path}" if path else "curvature")
+            read_curvature(value, f"curvature.{path}" if path else "curvature")
 
 
 def _update(

@@ -42,14 +42,15 @@ GRADIENT_CASES = [
 ]  # fmt: skip
 
 
-def test_each_head_attends_on_its_own():
+@pytest.mark.parametrize("scale", [None, 0.2])
+def test_each_head_attends_on_its_own(scale):
     projected = X @ WEIGHT_IN + BIAS_IN
     parts = []
     for head in range(2):
         query, key, value = (projected[..., 4 * i + 2 * head : 4 * i + 2 * head + 2] for i in range(3))
-        parts.append(scaled_dot_product_attention(query, key, value))
+        parts.append(scaled_dot_product_attention(query, key, value, scale=scale))
     expected = np.concatenate(parts, axis=-1) @ WEIGHT_OUT + BIAS_OUT
-    y = multi_head_attention(X, WEIGHT_IN, BIAS_IN, WEIGHT_OUT, BIAS_OUT, heads=2)
+    y = multi_head_attention(X, WEIGHT_IN, BIAS_IN, WEIGHT_OUT, BIAS_OUT, heads=2, scale=scale)
     np.testing.assert_allclose(y, expected, atol=1e-13)
 
 
@@ -86,6 +87,16 @@ def test_causal_results_do_not_depend_on_later_positions():
     assert np.abs(y[:, 2:] - z[:, 2:]).max() > 0.1
 
 
+def test_a_mask_and_lengths_hide_what_either_hides():
+    mask = np.random.default_rng(5).random((1, 2, 4, 4)) < 0.6
+    inside = np.arange(4) < np.array([3, 2])[:, None, None, None]
+    options = {"heads": 2, "mask": mask, "lengths": np.array([3, 2])}
+    y = multi_head_attention(X, WEIGHT_IN, BIAS_IN, WEIGHT_OUT, BIAS_OUT, **options)
+    expected = multi_head_attention(X, WEIGHT_IN, BIAS_IN, WEIGHT_OUT, BIAS_OUT, heads=2, mask=mask & inside)
+    for n, length in enumerate(options["lengths"]):
+        np.testing.assert_array_equal(y[n, :length], expected[n, :length])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_in_is_dtype_out(dtype):
     given_arrays = [array.astype(dtype) for array in arguments()]
@@ -107,9 +118,19 @@ def test_dtype_in_is_dtype_out(dtype):
         ({2: BIAS_IN[:3]}, {}, ValueError, r"bias_in: expected shape \(12,\), got \(3,\)"),
         ({}, {"lengths": np.array([4, 5])}, ValueError, "lengths: expected values of at most 4, got 5"),
         ({}, {"lengths": np.array([4])}, ValueError, r"lengths: expected shape \(2,\), got \(1,\)"),
+        ({}, {"lengths": np.array([4, -1])}, ValueError, "lengths: expected values of at least 0, got -1"),
+        ({}, {"lengths": np.array([[4, 1]])}, ValueError, "lengths: expected 1 dimensions"),
         ({}, {"lengths": np.array([4.0, 1.0])}, TypeError, "lengths: expected an integer array"),
         ({}, {"mask": np.ones((3, 4), bool)}, ValueError, "mask: expected a shape that broadcasts to"),
+        ({1: WEIGHT_IN[:, :0]}, {}, ValueError, "weight_in: expected a positive multiple of 3 heads = 6 columns"),
+        ({1: WEIGHT_IN[0]}, {}, ValueError, "weight_in: expected 2 dimensions"),
+        ({3: WEIGHT_OUT[0]}, {}, ValueError, "weight_out: expected 2 dimensions"),
+        ({1: WEIGHT_IN.astype(int)}, {}, TypeError, "weight_in: expected a float32 or float64 array"),
+        ({3: WEIGHT_OUT.astype(int)}, {}, TypeError, "weight_out: expected a float32 or float64 array"),
         ({1: WEIGHT_IN.astype("f4")}, {}, TypeError, "weight_in: expected dtype float64 like x, got float32"),
+        ({2: BIAS_IN.astype("f4")}, {}, TypeError, "bias_in: expected dtype float64 like x, got float32"),
+        ({3: WEIGHT_OUT.astype("f4")}, {}, TypeError, "weight_out: expected dtype float64 like x, got float32"),
+        ({4: BIAS_OUT.astype("f4")}, {}, TypeError, "bias_out: expected dtype float64 like x, got float32"),
     ],
 )
 def test_bad_input_is_named(changes, options, error, message):

@@ -37,6 +37,9 @@ GRADIENT_CASES = [
         name="one key takes nearly all",
     ),
     GradientCase(scaled_dot_product_attention_vjp, normal((3, 4), (0, 4), (0, 2)), method="complex", name="no keys"),
+    GradientCase(
+        scaled_dot_product_attention_vjp, normal((2, 3, 4), (2, 0, 4), (2, 0, 2)), method="complex", name="no keys, batch"
+    ),
     GradientCase(scaled_dot_product_attention_vjp, normal((0, 4), (3, 4), (3, 2)), method="complex", name="no queries"),
 ]  # fmt: skip
 
@@ -77,6 +80,20 @@ def test_causal_is_a_mask():
     expected = scaled_dot_product_attention(query, key, value, mask=np.tri(4, 6, dtype=bool))
     np.testing.assert_array_equal(scaled_dot_product_attention(query, key, value, causal=True), expected)
     np.testing.assert_allclose(expected[0], value[0])
+
+
+def test_causal_and_a_mask_hide_what_either_hides():
+    query, key, value = normal((4, 3), (6, 3), (6, 2))
+    mask = RNG.random((4, 6)) < 0.6
+    y = scaled_dot_product_attention(query, key, value, mask=mask, causal=True)
+    expected = scaled_dot_product_attention(query, key, value, mask=mask & np.tri(4, 6, dtype=bool))
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_nested_lists_are_arrays():
+    query, key, value = [[1.0, 2.0]], [[0.5, 0.0], [0.0, 0.5]], [[1.0], [3.0]]
+    y = scaled_dot_product_attention(query, key, value, mask=[[True, True]])
+    np.testing.assert_array_equal(y, scaled_dot_product_attention(*map(np.array, (query, key, value))))
 
 
 def test_a_query_without_keys_gives_zeros_and_no_gradient():
@@ -124,12 +141,15 @@ ONES = np.ones((3, 4))
         ((ONES, ONES[:, :3], ONES), {}, ValueError, r"key: expected shape \(3, 4\), got \(3, 3\)"),
         ((ONES, ONES, ONES[:2]), {}, ValueError, r"value: expected shape \(3, 4\), got \(2, 4\)"),
         ((ONES[0], ONES, ONES), {}, ValueError, "query: expected at least 2 dimensions"),
+        ((ONES, ONES[0], ONES), {}, ValueError, "key: expected at least 2 dimensions"),
+        ((ONES, ONES, ONES[0]), {}, ValueError, "value: expected at least 2 dimensions"),
         ((ONES[:, :0], ONES[:, :0], ONES), {}, ValueError, "query: expected at least one entry along axes"),
         ((np.ones((2, 3, 4)), np.ones((3, 3, 4)), ONES), {}, ValueError, "query, key, value: expected leading axes that broadcast"),
         ((ONES, ONES, ONES), {"scale": 0.0}, ValueError, "scale: expected a finite number > 0, got 0.0"),
         ((ONES, ONES, ONES), {"mask": np.ones((3, 3))}, TypeError, "mask: expected a boolean array"),
         ((ONES, ONES, ONES), {"mask": np.ones((2, 3), bool)}, ValueError, r"mask: expected a shape that broadcasts to \(3, 3\), got \(2, 3\)"),
         ((ONES, ONES.astype("f4"), ONES), {}, TypeError, "key: expected dtype float64 like query, got float32"),
+        ((ONES, ONES, ONES.astype("f4")), {}, TypeError, "value: expected dtype float64 like query, got float32"),
         ((ONES.astype(int), ONES, ONES), {}, TypeError, "query: expected a float32 or float64 array"),
     ],
 )  # fmt: skip

@@ -206,6 +206,28 @@ def test_qk_norm_bounds_the_scores(seed, large, width):
     assert np.abs(query @ key.T).max() <= width * (1 + 1e-12)
 
 
+def test_minus_log_n_counts_all_keys_whatever_the_mask():
+    query, key, _ = QKV
+    weights = weights_of(query, key)
+    np.testing.assert_array_equal(weights_of(query, key, mask=MASK), np.where(MASK, weights, 0))
+    np.testing.assert_allclose(weights_of(query, key, bias=-np.log(5)), weights, rtol=1e-14)
+
+
+@pytest.mark.parametrize("norm", [qk_norm, lambda query, key: qk_norm_vjp(query, key)[0]])
+def test_qk_norm_adds_a_millionth_unless_told(norm):
+    for normed in norm(np.full((2, 4), 1e-3), np.full((3, 4), -1e-3)):
+        np.testing.assert_allclose(np.abs(normed), np.sqrt(0.5), rtol=1e-12)
+
+
+def test_qk_norm_and_row_mass_take_any_number_of_leading_axes():
+    query, key = qk_norm(np.full(4, 3.0), np.full(4, 5.0))
+    np.testing.assert_allclose([query, key], 1, rtol=1e-6)
+    weights = np.arange(24.0).reshape(2, 3, 4)
+    mass = row_mass(weights)
+    assert mass.shape == (2, 3)
+    assert mass[1, 2] == row_mass(weights[1, 2]) == 20 + 21 + 22 + 23
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_in_is_dtype_out_and_strides_do_not_matter(dtype):
     arrays = [array.astype(dtype) for array in QKV]
@@ -217,6 +239,7 @@ def test_dtype_in_is_dtype_out_and_strides_do_not_matter(dtype):
     assert [entry.dtype for entry in pullback(y)] == [dtype] * 4
     views = [np.asfortranarray(array)[::-1] for array in arrays]
     np.testing.assert_allclose(sigmoid_attention(*views), sigmoid_attention(*arrays)[::-1], rtol=1e-5)
+    assert sigmoid_attention(*arrays, bias=0.7).dtype == dtype
     assert all(a.dtype == dtype for a in qk_norm(arrays[0], arrays[1]))
 
 
@@ -246,16 +269,35 @@ def test_bad_input_is_named(arguments, options, error, message):
         sigmoid_attention(*arguments, **options)
 
 
-def test_bad_input_of_the_parts_is_named():
-    with pytest.raises(ValueError, match="n: expected values of at least 1, got 0"):
-        sigmoid_bias(0)
-    with pytest.raises(TypeError, match="n: expected an integer array"):
-        sigmoid_bias(2.0)
-    with pytest.raises(ValueError, match="heads: expected an integer >= 1, got 0"):
-        alibi_bias(2, 2, 0)
-    with pytest.raises(ValueError, match=r"key: expected shape \(3, 4\), got \(3, 2\)"):
-        qk_norm(ONES, ONES[:, :2])
-    with pytest.raises(ValueError, match="eps: expected a finite number > 0"):
-        qk_norm(ONES, ONES, eps=0.0)
-    with pytest.raises(TypeError, match="weights: expected a float32 or float64 array"):
-        row_mass(np.ones((2, 2), int))
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: sigmoid_bias(0), ValueError, "n: expected values of at least 1, got 0"),
+        (lambda: sigmoid_bias(2.0), TypeError, "n: expected an integer array"),
+        (lambda: alibi_bias(2, 2, 0), ValueError, "heads: expected an integer >= 1, got 0"),
+        (lambda: alibi_bias(-1, 2, 1), ValueError, "n: expected an integer >= 0, got -1"),
+        (lambda: alibi_bias(2, -1, 1), ValueError, "m: expected an integer >= 0, got -1"),
+        (lambda: alibi_bias(2.0, 2, 1), TypeError, "n: expected an integer, got 2.0"),
+        (lambda: qk_norm(ONES, ONES[:, :2]), ValueError, r"key: expected shape \(3, 4\), got \(3, 2\)"),
+        (lambda: qk_norm(ONES, ONES, eps=0.0), ValueError, "eps: expected a finite number > 0"),
+        (lambda: qk_norm(ONES, ONES.astype("f4")), TypeError, "key: expected dtype float64 like query, got float32"),
+        (
+            lambda: qk_norm(ONES[:, :0], ONES[:, :0]),
+            ValueError,
+            r"query: expected at least one entry along axes \(1,\)",
+        ),
+        (lambda: qk_norm(np.ones(()), ONES), ValueError, "query: expected at least 1 dimension"),
+        (lambda: qk_norm(ONES, np.ones(())), ValueError, "key: expected at least 1 dimension"),
+        (lambda: qk_norm(ONES.astype(int), ONES), TypeError, "query: expected a float32 or float64 array"),
+        (lambda: row_mass(np.ones((2, 2), int)), TypeError, "weights: expected a float32 or float64 array"),
+        (lambda: row_mass(np.ones(())), ValueError, "weights: expected at least 1 dimension"),
+    ],
+)
+def test_bad_input_of_the_parts_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_alibi_without_queries_or_keys_is_empty():
+    assert alibi_bias(0, 3, 2).shape == (2, 0, 3)
+    assert alibi_bias(3, 0, 2).shape == (2, 3, 0)

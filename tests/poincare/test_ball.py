@@ -11,8 +11,11 @@ from refnorm.poincare import (
     conformal_factor,
     conformal_factor_vjp,
     dist,
+    dist_sq,
     exp0,
     exp0_vjp,
+    expmap,
+    expmap_vjp,
     log0,
     log0_vjp,
     mobius_add,
@@ -24,6 +27,7 @@ from refnorm.poincare import (
     project_ball,
     project_ball_vjp,
 )
+from refnorm.poincare._frame import Frame
 from refnorm.poincare._numerics import (
     artanh_bend,
     artanh_ratio,
@@ -250,6 +254,13 @@ def test_geometry_does_not_depend_on_the_unit_of_length(exponent):
     assert (log0(scale * x, curvature) == scale * log0(x, 1.0)).all()
 
 
+@pytest.mark.parametrize("curvature", [5e-324, 1e-300, 0.49, 0.5, 1.0, 1.99, 2.0, 7.3, 1e300, np.finfo(float).max])
+def test_inside_a_frame_the_curvature_is_near_one(curvature):
+    frame = Frame(curvature, -1, True, x=X)
+    assert 0.5 <= frame.curvature < 2
+    assert frame.curvature * frame.unit * frame.unit == curvature
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_results_never_leave_the_ball(dtype):
     # The exact sum is nearer to the boundary than the dtype resolves.
@@ -283,6 +294,55 @@ def test_saturated_and_tiny_tangent_vectors():
     assert all(np.isfinite(entry).all() for entry in pullback(value))
 
 
+@pytest.mark.parametrize("curvature", [1e-300, 0.3, 1.0, 3.0, 1e8, 1e300])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_longest_vectors_keep_their_direction(curvature, axis):
+    largest = np.finfo(np.float64).max
+    unit = np.array([[0.6, 0.8], [0.0, -1.0]])
+    v = np.stack([largest * unit[0], 0.1 * largest * unit[1]])
+    edge = np.moveaxis(unit / np.sqrt(curvature), -1, axis)
+    v = np.moveaxis(v, -1, axis)
+    np.testing.assert_allclose(exp0(v, curvature, axis=axis, project=False), edge, rtol=1e-14)
+    np.testing.assert_allclose(project_ball(v, curvature, axis=axis, eps=0.0), edge, rtol=1e-14)
+    np.testing.assert_allclose(expmap(0 * v, v, curvature, axis=axis, project=False), edge, rtol=1e-14)
+    with pytest.raises(
+        ValueError, match=r"y: expected points with curvature \* \|x\|\^2 < 1, got a largest value of inf"
+    ):
+        log0(v, curvature, axis=axis)
+
+
+def test_vectors_of_all_lengths_point_where_they_point():
+    unit = np.array([0.6, -0.8])
+    v = np.array([1e2, 1e3, 1e5, 1e10, 1e20, 1e30, 1e100, 1e280, 1e300, 1e308])[:, None] * unit
+    np.testing.assert_allclose(exp0(v, 1.0, project=False), np.tile(unit, (10, 1)), rtol=1e-15)
+    short = np.array([0.3, 0.4])
+    np.testing.assert_array_equal(exp0(np.stack([v[-1], short]), 1.0)[1], exp0(short, 1.0))
+
+
+def test_results_beyond_the_range_of_single_precision_are_infinite():
+    _, pullback = log0_vjp(np.array([np.nextafter(np.float32(1), np.float32(0)), 0], np.float32), 1.0)
+    dy, dcurvature = pullback(np.array([1e38, 0], np.float32))
+    assert dy.tolist() == [np.inf, 0.0]
+    assert dcurvature == np.inf
+    far = np.array([1e38, 0], np.float32)
+    assert dist_sq(-far, far, 1e-77) == np.inf
+
+
+@pytest.mark.parametrize("curvature", [0.3, 1.0, 3.0, 1e8])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gradients_by_the_longest_vectors_are_right_as_far_as_numbers_go(curvature, axis):
+    largest = np.finfo(np.float64).max
+    unit, across = np.array([[0.6, 0.8], [0.0, -1.0]]), np.array([[0.8 * 0.2, -0.6 * 0.2], [10.0, 0.0]])
+    v = np.moveaxis(np.stack([largest * unit[0], 0.1 * largest * unit[1]]), -1, axis)
+    zero = np.zeros_like(v)
+    for f_vjp, arguments in ((exp0_vjp, (v,)), (project_ball_vjp, (v,)), (expmap_vjp, (zero, v))):
+        _, pullback = f_vjp(*arguments, curvature, axis=axis)
+        *_, dv, dcurvature = pullback(np.ones((2, 2)))
+        # A turn of the vector moves the result by the turn times the radius; its length changes nothing.
+        np.testing.assert_allclose(dv * np.sqrt(curvature) * largest, np.moveaxis(across, -1, axis), rtol=1e-4)
+        np.testing.assert_allclose(dcurvature, -unit.sum() / 2 * curvature**-1.5, rtol=1e-4)
+
+
 def test_nan_stays_in_its_row():
     x = points(RNG, (3, 4), 1.0)
     x[1, 2] = np.nan
@@ -312,6 +372,30 @@ def test_dtype_in_is_dtype_out(dtype):
     assert cotangent.shape == ()
 
 
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [
+        (np.float32(0.5), np.float32),
+        (np.array(0.5, "f4"), np.float32),
+        (0.5, np.float64),
+        (2, np.float64),
+        (np.int64(2), np.float64),
+    ],
+)
+def test_the_cotangent_of_a_scale_has_the_scale_s_dtype_if_it_is_a_float_array(scale, dtype):
+    y, pullback = mobius_scalar_mul_vjp(scale, 0.5 * X, 1.0)
+    assert y.dtype == np.float64
+    assert pullback(y)[0].dtype == dtype
+
+
+def test_a_scale_for_each_point_follows_any_axis():
+    x, scale = points(RNG, (2, 4, 3), 1.0), RNG.standard_normal((2, 4))
+    expected = mobius_scalar_mul(scale, x, 1.0)
+    for axis in (0, 1):
+        moved = np.moveaxis(x, -1, axis)
+        np.testing.assert_array_equal(mobius_scalar_mul(scale, moved, 1.0, axis=axis), np.moveaxis(expected, -1, axis))
+
+
 def test_arguments_are_not_written_to():
     x = points(RNG, (3, 4), 1.0)
     x.setflags(write=False)
@@ -335,6 +419,8 @@ X = np.full((2, 3), 0.1)
         (lambda: mobius_add(X, X, np.nan), ValueError, "curvature: expected a finite number > 0, got nan"),
         (lambda: mobius_add(X, X, np.ones(2)), TypeError, r"curvature: expected a number or a 0-d float array, got float64 of shape \(2,\)"),
         (lambda: mobius_add(X, 10 * X, 1.0), ValueError, r"y: expected points with curvature \* \|x\|\^2 < 1, got a largest value of 3"),
+        (lambda: log0(np.array([[0.5, 0.0], [2.0, 0.0]]), 1.0), ValueError, "got a largest value of 4$"),
+        (lambda: log0(np.array([1.0, 0.0]), 1.0), ValueError, "y: expected points with curvature .* got a largest value of 1$"),
         (lambda: log0(np.array([0.6, 0.8]), 1.0), ValueError, "y: expected points with curvature"),
         (lambda: log0(np.array([1e300, 0.0]), 1.0), ValueError, "y: expected points with curvature"),
         (lambda: mobius_add(X, X, 1.0, axis=2), ValueError, "axis: expected integers from -2 to 1, got 2"),
@@ -343,6 +429,10 @@ X = np.full((2, 3), 0.1)
         (lambda: project_ball(X, 1.0, eps=1.0), ValueError, r"eps: expected a number in \[0.0, 1.0\), got 1.0"),
         (lambda: mobius_scalar_mul(np.ones(3), X, 1.0), ValueError, r"scale: expected shape \(2,\), got \(3,\)"),
         (lambda: mobius_scalar_mul("2", X, 1.0), TypeError, "scale: expected numbers, got dtype"),
+        (lambda: mobius_scalar_mul(np.ones(2, "f4"), X, 1.0), TypeError, "scale: expected dtype float64 like x, got float32"),
+        (lambda: mobius_matvec(np.ones(3), X, 1.0), ValueError, "matrix: expected 2 dimensions"),
+        (lambda: mobius_matvec(np.ones((0, 3)), X, 1.0), ValueError, r"matrix: expected at least one entry along axes \(0,\)"),
+        (lambda: mobius_matvec(np.eye(3, dtype="f4"), X, 1.0), TypeError, "matrix: expected dtype float64 like x, got float32"),
         (lambda: mobius_matvec(np.eye(2), X, 1.0), ValueError, r"matrix: expected shape \(2, 3\), got \(2, 2\)"),
         (lambda: mobius_add_vjp(X, X, 1.0)[1](X[0]), ValueError, r"cotangent: expected shape \(2, 3\), got \(3,\)"),
     ],
@@ -350,6 +440,16 @@ X = np.full((2, 3), 0.1)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_nested_lists_are_arrays():
+    y, pullback = mobius_add_vjp(X.tolist(), X.tolist(), 1.0)
+    for entry, same in zip(pullback(X.tolist()), mobius_add_vjp(X, X, 1.0)[1](X), strict=True):
+        np.testing.assert_array_equal(entry, same)
+    np.testing.assert_array_equal(
+        conformal_factor_vjp(X, 1.0)[1]([1.0, 2.0])[0][1], 2 * conformal_factor_vjp(X, 1.0)[1](np.ones(2))[0][1]
+    )
+    assert y.shape == X.shape
 
 
 def test_unchecked_points_outside_do_not_raise():

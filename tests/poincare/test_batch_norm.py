@@ -61,6 +61,12 @@ GRADIENT_CASES = [
         step=1e-3,
         name="initial parameters",
     ),
+    GradientCase(
+        midpoint_batch_norm_vjp,
+        (points(RNG, (6, 3), 0.7, 0.2), *parameters(RNG, 3, 0.7, 200.0), 0.7, None, None),
+        step=1e-4,
+        name="partly projected",
+    ),
     GradientCase(midpoint_statistics_vjp, (np.zeros((3, 2)), 1.0), step=1e-3, name="all at the origin"),
 ]
 
@@ -155,6 +161,9 @@ def test_small_curvature_gives_one_scale_for_all_channels():
 def test_a_batch_of_one_point_gives_the_bias():
     x, (bias, gain) = points(RNG, (1, 3), 1.0), parameters(RNG, 3, 1.0)
     np.testing.assert_allclose(midpoint_batch_norm(x, bias, gain, 1.0), exp0(bias, 1.0)[None], rtol=1e-14)
+    # The point that the bias stands for is projected, whether the result is or not.
+    far = np.array([40.0, 0.0, -30.0])
+    np.testing.assert_allclose(midpoint_batch_norm(x, far, gain, 1.0, project=False), exp0(far, 1.0)[None], rtol=1e-9)
     same = np.tile(x, (4, 1))
     np.testing.assert_allclose(midpoint_batch_norm(same, bias, gain, 1.0)[2], exp0(bias, 1.0), rtol=1e-10)
 
@@ -170,6 +179,21 @@ def test_running_statistics_walk_along_the_geodesic():
     np.testing.assert_allclose(var, 4.0, rtol=1e-8)
     np.testing.assert_allclose(update_running_midpoint(mean, var, -target, var, 1.0, momentum=1.0)[0], -target)
     np.testing.assert_allclose(update_running_midpoint(mean, var, -target, var, 1.0, momentum=0.0)[0], mean)
+
+
+def test_running_statistics_reach_the_edge():
+    target = (1 - 1e-7) * np.array([0.6, 0.8])
+    mean, _ = update_running_midpoint(np.zeros(2), np.array(1.0), target, np.array(1.0), 1.0, momentum=1.0)
+    np.testing.assert_allclose(mean, target, rtol=1e-9)
+
+
+def test_a_given_variance_may_be_zero():
+    x, (bias, gain) = points(RNG, (4, 3), 1.0), parameters(RNG, 3, 1.0)
+    mean = points(RNG, (3,), 1.0)
+    y, z = (
+        midpoint_batch_norm(x, bias, gain, 1.0, mean, np.array(var), eps=eps) for var, eps in ((0.0, 0.5), (0.2, 0.3))
+    )
+    np.testing.assert_allclose(y, z, rtol=1e-12)
 
 
 def test_unit_of_length_does_not_matter():
@@ -239,7 +263,15 @@ X, B, G, ONE = np.full((2, 3), 0.1), np.zeros(3), np.array(1.0), np.array(1.0)
         (lambda: midpoint_batch_norm(X, B, G, 1.0, B), ValueError, "mean, var: expected both for inference or neither for training, got only one"),
         (lambda: midpoint_batch_norm(X, B, G, 1.0, B, -ONE), ValueError, "var: expected a number >= 0, got -1.0"),
         (lambda: midpoint_batch_norm(X, B, G, 1.0, B + 1, ONE), ValueError, r"mean: expected points with curvature \* \|x\|\^2 < 1, got a largest value of 3"),
+        (lambda: midpoint_batch_norm(X, B, G, 1.0, B[:2], ONE), ValueError, r"mean: expected shape \(3,\), got \(2,\)"),
+        (lambda: midpoint_batch_norm(X, B, G, 1.0, B, B), ValueError, r"var: expected shape \(\), got \(3,\)"),
+        (lambda: midpoint_batch_norm(X, B, G, 1.0, B.astype("f4"), ONE), TypeError, "mean: expected dtype float64 like x, got float32"),
+        (lambda: midpoint_batch_norm(X, B, G, 1.0, B, ONE.astype("f4")), TypeError, "var: expected dtype float64 like x, got float32"),
         (lambda: midpoint_batch_norm(X, B.astype("f4"), G, 1.0), TypeError, "bias: expected dtype float64 like x, got float32"),
+        (lambda: update_running_midpoint(X, ONE, X, ONE, 1.0), ValueError, "running_mean: expected 1 dimensions"),
+        (lambda: update_running_midpoint(B.astype(int), ONE, B, ONE, 1.0), TypeError, "running_mean: expected a float32 or float64 array"),
+        (lambda: update_running_midpoint(B, 1, B, ONE, 1.0), TypeError, "running_var: expected a float32 or float64 array"),
+        (lambda: update_running_midpoint(B, ONE, B.astype("f4"), ONE, 1.0), TypeError, "mean: expected dtype float64 like running_mean, got float32"),
         (lambda: update_running_midpoint(B, ONE, B[:2], ONE, 1.0), ValueError, r"mean: expected shape \(3,\), got \(2,\)"),
         (lambda: update_running_midpoint(B, ONE, B, ONE, 1.0, momentum=2.0), ValueError, r"momentum: expected a number in \[0, 1\], got 2.0"),
     ],

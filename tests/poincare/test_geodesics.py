@@ -26,6 +26,7 @@ from refnorm.poincare import (
 )
 
 ball = load(TESTS / "poincare" / "test_ball.py")
+gap = ball.gap
 truth, points, any_points, relative_error = ball.truth, ball.points, ball.any_points, ball.relative_error
 RNG = np.random.default_rng(2)
 
@@ -121,6 +122,24 @@ def test_exponential_from_the_boundary_straight_through_the_ball():
         v = np.array([[-length, 0.0]] * 2)
         expected = truth_rows(truth.expmap, (x, v), 1.0) if length < 1 else -np.array([[1.0, 0.0]] * 2)
         np.testing.assert_allclose(expmap(x, v, 1.0, project=False), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("gap_bits", [20, 40, 52])
+@pytest.mark.parametrize("past", [-3.0, -0.5, 0.0, 0.5, 3.0])
+def test_a_dive_from_the_boundary_comes_up_where_it_should(gap_bits, past):
+    # On an axis no direction is rounded: the point and the velocity are what they are, and so is the end point.
+    radius = 1 - 2.0**-gap_bits
+    x = np.array([[-radius, 0.0]])
+    v = np.array([[(np.arctanh(radius) + past) * gap(x, 1.0)[0, 0], 0.0]])
+    expected = truth_rows(truth.expmap, (x, v), 1.0)
+    np.testing.assert_allclose(expmap(x, v, 1.0, project=False), expected, rtol=0, atol=1e-14)
+
+
+def test_no_velocity_is_too_long_where_no_number_is_nearer_to_the_boundary():
+    # Found by search: 1 - |x|^2 is 3e-21.
+    x = np.array([[float.fromhex("0x1.181d7dbf500a2p-1"), float.fromhex("0x1.ac94144ca626ap-1")]])
+    v = np.array([[-np.finfo(np.float64).max, 0.0]])
+    np.testing.assert_allclose(expmap(x, v, 1.0, project=False), x, rtol=1e-15)
 
 
 def truth_rows(function, arrays, curvature):

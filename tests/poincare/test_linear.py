@@ -1,3 +1,4 @@
+import mpmath
 import numpy as np
 import pytest
 from discovery import TESTS, load
@@ -43,7 +44,12 @@ GRADIENT_CASES = [
 GRADIENT_CASES += [
     GradientCase(
         fully_connected_vjp,
-        (points(RNG, (3, 4), 1.0), 2.0 * np.eye(4), np.zeros(4), 1.0),
+        (
+            np.concatenate([points(RNG, (2, 4), 1.0, 0.1, 0.3), points(RNG, (2, 4), 1.0, 0.9, 0.95)]),
+            4.0 * np.eye(4),
+            np.zeros(4),
+            1.0,
+        ),
         step=1e-3,
         name="partly clipped",
     ),
@@ -143,6 +149,47 @@ def test_cotangents_of_far_hyperplanes():
     np.testing.assert_allclose(far[2], -4 * np.linalg.norm(weight, axis=0) * g.sum(axis=0), rtol=1e-12)
 
 
+def test_a_mirrored_coordinate_mirrors_its_cotangents():
+    # The first logits are so large that only the entry which dwarfs the others, of either sign, is known on its own.
+    x, weight, bias = points(RNG, (5, 3), 1.0), RNG.standard_normal((3, 4)), 0.1 * RNG.standard_normal(4)
+    weight[:, 0] *= 40
+    g, signs = RNG.standard_normal((5, 4)), np.array([-1.0, 1.0, -1.0, 1.0])
+    y, pullback = fully_connected_vjp(x, weight, bias, 0.7, project=False)
+    mirrored, mirrored_pullback = fully_connected_vjp(x, signs * weight, signs * bias, 0.7, project=False)
+    np.testing.assert_array_equal(mirrored, signs * y)
+    dx, dweight, dbias, dc = pullback(g)
+    for entry, expected in zip(mirrored_pullback(signs * g), (dx, signs * dweight, signs * dbias, dc), strict=True):
+        np.testing.assert_allclose(entry, expected, rtol=1e-11)
+
+
+def test_the_curvature_s_cotangent_of_short_vectors_keeps_its_digits():
+    # It is of third order in the vector's length: what is of first order cancels.
+    x, weight, g = 1e-5 * RNG.standard_normal(3), RNG.standard_normal((3, 2)), np.array([1.0, -0.4])
+
+    def inner_product(c):
+        root = mpmath.sqrt(c)
+        gap = 1 - c * mpmath.fsum(mpmath.mpf(float(v)) ** 2 for v in x)
+        w = []
+        for column in weight.T:
+            size = mpmath.sqrt(mpmath.fsum(mpmath.mpf(float(v)) ** 2 for v in column))
+            along = (
+                mpmath.fsum(mpmath.mpf(float(a)) * mpmath.mpf(float(b)) for a, b in zip(x, column, strict=True)) / size
+            )
+            w.append(mpmath.sinh(2 * size * mpmath.asinh(2 * root * along / gap)) / root)
+        length = 1 + mpmath.sqrt(1 + c * mpmath.fsum(v * v for v in w))
+        return mpmath.fsum(mpmath.mpf(float(a)) * b for a, b in zip(g, w, strict=True)) / length
+
+    with mpmath.workdps(60):
+        expected = float(mpmath.diff(inner_product, mpmath.mpf("0.7")))
+    dc = fully_connected_vjp(x, weight, np.zeros(2), 0.7, project=False)[1](g)[3]
+    np.testing.assert_allclose(dc, expected, rtol=1e-10)
+
+
+def test_the_farthest_hyperplanes_that_are_taken():
+    assert np.isfinite(mlr(X, W, np.full(4, 250.0), 1.0)).all()
+    assert np.isfinite(mlr(X, W, np.full(4, 83.0), 9.0)).all()
+
+
 def test_rows_are_independent_and_batches_may_have_any_shape():
     x, (weight, bias) = points(RNG, (2, 3, 4), 1.0), init_baseline(4, 5, RNG)
     y, pullback = fully_connected_vjp(x, weight, bias, 1.0)
@@ -206,10 +253,13 @@ X, W, B = np.full((2, 3), 0.1), np.ones((3, 4)), np.zeros(4)
         (lambda: mlr(X, W, B[:3], 1.0), ValueError, r"bias: expected shape \(4,\), got \(3,\)"),
         (lambda: mlr(X, W, B.astype("f4"), 1.0), TypeError, "bias: expected dtype float64 like x, got float32"),
         (lambda: mlr(X, W, B + 300, 1.0), ValueError, r"bias: expected 2 sqrt\(curvature\) \|bias\| <= 500, got a largest value of 600"),
+        (lambda: mlr(X, W, np.array([0.0, 1.0, -300.0, 0.0]), 1.0), ValueError, r"bias: expected 2 sqrt\(curvature\) \|bias\| <= 500, got a largest value of 600"),
+        (lambda: mlr(X, W, B + 84, 9.0), ValueError, r"bias: expected 2 sqrt\(curvature\) \|bias\| <= 500, got a largest value of 504"),
         (lambda: fully_connected(20 * X, W, B, 1.0), ValueError, r"x: expected points with curvature \* \|x\|\^2 < 1, got a largest value of 12"),
         (lambda: fully_connected(X, W[:, :0], B[:0], 1.0), ValueError, "weight: expected at least one entry along axes"),
         (lambda: fully_connected(X, W, B, -1.0), ValueError, "curvature: expected a finite number > 0, got -1.0"),
         (lambda: init_identity(0, 3), ValueError, "features_in: expected an integer >= 1, got 0"),
+        (lambda: init_identity(3, 0), ValueError, "features_out: expected an integer >= 1, got 0"),
         (lambda: init_baseline(2, 3, 0), TypeError, "rng: expected a numpy.random.Generator"),
         (lambda: init_identity(2, 3, dtype=int), ValueError, "dtype: expected one of"),
     ],

@@ -129,6 +129,69 @@ def test_frechet_mean_settles_near_the_boundary():
     assert result.n_iter < 30
 
 
+@pytest.mark.parametrize("radius", [0.0, 0.99])
+def test_frechet_mean_settles_as_far_as_its_numbers_go_without_a_tolerance(radius):
+    for seed in range(16):
+        around_origin = 0.7 * np.tanh(0.5 * np.random.default_rng(seed).standard_normal((6, 2)))
+        x = mobius_add(np.tile(radius * np.array([0.6, 0.8]), (6, 1)), around_origin, 1.0)
+        result = frechet_mean(x, 1.0, tol=0.0)
+        assert result.converged
+        assert result.n_iter < 40
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(np.float32, 1e-6), (np.float64, 1e-12)])
+def test_frechet_tolerance_is_what_is_documented_unless_told(dtype, tol):
+    last = []
+    for seed in range(60):
+        x = (0.2 * np.random.default_rng(seed).standard_normal((6, 3))).astype(dtype)
+        moved = frechet_mean(x, 1.0).history["moved"]
+        np.testing.assert_array_equal(moved, frechet_mean(x, 1.0, tol=tol).history["moved"])
+        last += [moved[-2], moved[-1]]
+    assert min(step for step in last if step > 1.1 * tol) < 2 * tol
+    assert max(step for step in last if step <= 1.1 * tol) > tol / 2
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("curvature", [0.3, 1.0, 5e5])
+def test_frechet_history_is_that_of_means_after_so_many_iterations(curvature, batches):
+    x, weights = points(RNG, (batches, 5, 3), curvature), RNG.uniform(0.1, 2.0, (batches, 5))
+
+    def variance(m):
+        squares = dist_sq(np.repeat(m[:, None], 5, axis=1), x, curvature)
+        return (weights * squares).sum(axis=-1) / weights.sum(axis=-1)
+
+    result = frechet_mean(x, curvature, weights, tol=1e-6)
+    np.testing.assert_allclose(result.variance, variance(result.x), rtol=1e-12)
+    before = midpoint(x, curvature, weights)
+    for k in range(result.n_iter):
+        short = frechet_mean(x, curvature, weights, tol=1e-6, max_iter=k + 1)
+        assert short.n_iter == k + 1
+        assert short.converged == (k + 1 == result.n_iter)
+        np.testing.assert_allclose(short.variance, variance(short.x), rtol=1e-12)
+        np.testing.assert_allclose(result.history["variance"][k], variance(before).mean(), rtol=1e-12)
+        moved = dist(before, short.x, curvature).max()
+        np.testing.assert_allclose(result.history["moved"][k], moved, rtol=1e-8, atol=1e-15 / np.sqrt(curvature))
+        assert (moved * np.sqrt(curvature) <= 1e-6) == short.converged
+        before = short.x
+    assert result.n_iter > 2
+
+
+def test_no_batch_has_no_mean():
+    result = frechet_mean(np.zeros((0, 3, 2)), 1.0)
+    assert result.x.shape == (0, 2)
+    assert result.variance.shape == (0,)
+    assert result.converged
+
+
+def test_a_point_without_weight_counts_nothing_and_learns_its_weight():
+    x, weights = points(RNG, (3, 4), 1.0), np.array([1.0, 0.0, 2.0])
+    np.testing.assert_allclose(frechet_mean(x, 1.0, weights).x, frechet_mean(x[::2], 1.0, weights[::2]).x, rtol=1e-12)
+    m, pullback = midpoint_vjp(x, 1.0, weights)
+    g, h = RNG.standard_normal(4), 1e-7
+    slope = (midpoint(x, 1.0, weights + [0, h, 0]) - m) @ g / h
+    np.testing.assert_allclose(pullback(g)[2][1], slope, rtol=1e-5)
+
+
 def test_weights_count_points_and_their_scale_does_not_matter():
     x = points(RNG, (3, 4), 1.0)
     repeated = np.concatenate([x, x[:1], x[:1]])
@@ -185,7 +248,9 @@ def test_callback_sees_every_iteration_and_can_stop():
 def test_nan_is_reported_as_divergence():
     x = points(RNG, (3, 2), 1.0)
     x[1, 0] = np.nan
-    with pytest.raises(Diverged, match="frechet_mean: diverged at iteration 1: variance = nan"):
+    with pytest.raises(
+        Diverged, match="frechet_mean: diverged at iteration 1: variance = nan.*x must not hold NaN or infinity"
+    ):
         frechet_mean(x, 1.0)
     assert np.isnan(midpoint(x, 1.0)).all()
 
@@ -222,8 +287,11 @@ X, W = np.full((2, 3), 0.1), np.ones(2)
         (lambda: midpoint(X, 0.0), ValueError, "curvature: expected a finite number > 0, got 0.0"),
         (lambda: midpoint(X, 1.0, W[:1]), ValueError, r"weights: expected shape \(2,\), got \(1,\)"),
         (lambda: midpoint(X, 1.0, 0 * W), ValueError, "weights: expected at least one that is not 0, got zeros"),
+        (lambda: midpoint(X[None].repeat(2, 0), 1.0, np.array([[1.0, 1.0], [0.0, 0.0]])), ValueError, "weights: expected at least one that is not 0"),
+        (lambda: midpoint(X, 1.0, W.astype(int)), TypeError, "weights: expected a float32 or float64 array"),
         (lambda: midpoint(X, 1.0, W.astype("f4")), TypeError, "weights: expected dtype float64 like x, got float32"),
         (lambda: midpoint(X.astype(int), 1.0), TypeError, "x: expected a float32 or float64 array, got dtype int64"),
+        (lambda: frechet_mean(X, 1.0, np.array([1.0, -0.5])), ValueError, "weights: expected numbers >= 0, got -0.5"),
         (lambda: frechet_mean(X, 1.0, W - 1.5), ValueError, "weights: expected numbers >= 0, got -0.5"),
         (lambda: frechet_mean(X, 1.0, tol=-1.0), ValueError, "tol: expected a finite number >= 0, got -1.0"),
         (lambda: frechet_mean(X, 1.0, max_iter=0), ValueError, "max_iter: expected an integer >= 1, got 0"),

@@ -151,6 +151,17 @@ def test_euclidean_optimizers_are_the_usual_ones():
     np.testing.assert_allclose(adam, start - 0.1 * np.sign(grad), rtol=1e-12)
 
 
+def test_hyper_parameters_that_are_left_out():
+    sgd = RiemannianSGD(
+        learning_rate=1e-2, momentum=0.0, dampening=0.0, nesterov=False, weight_decay=0.0, curvature=1.0
+    )
+    assert RiemannianSGD() == sgd
+    adam = RiemannianAdam(
+        learning_rate=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, curvature=1.0
+    )
+    assert RiemannianAdam() == adam
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("curvature", [1.0, None])
 def test_dtype_and_shape_are_kept_and_nothing_is_written_to(dtype, curvature):
@@ -182,7 +193,22 @@ def test_nan_gradient_stays_in_its_point():
         (lambda: RiemannianSGD(dampening=-0.1), ValueError, r"dampening: expected a number in \[0.0, 1.0\), got -0.1"),
         (lambda: RiemannianSGD(weight_decay=-1.0), ValueError, "weight_decay: expected a finite number >= 0, got -1.0"),
         (lambda: RiemannianSGD(curvature=-1.0), ValueError, "curvature: expected a finite number > 0, got -1.0"),
-        (lambda: RiemannianAdam(curvature=[1.0, "a"]), TypeError, "curvature: expected a number or a 0-d float array"),
+        (
+            lambda: RiemannianAdam(curvature=[1.0, "a"]),
+            TypeError,
+            r"curvature\.1: expected a number or a 0-d float array",
+        ),
+        (
+            lambda: RiemannianSGD(curvature={"a": [1.0, -1.0]}),
+            ValueError,
+            r"curvature\.a\.1: expected a finite number > 0, got -1.0",
+        ),
+        (lambda: RiemannianAdam(learning_rate=0.0), ValueError, "learning_rate: expected a finite number > 0, got 0.0"),
+        (
+            lambda: RiemannianAdam(weight_decay=-1.0),
+            ValueError,
+            "weight_decay: expected a finite number >= 0, got -1.0",
+        ),
         (lambda: RiemannianAdam(betas=(0.9, 1.0)), ValueError, r"betas: expected a number in \[0.0, 1.0\), got 1.0"),
         (lambda: RiemannianAdam(eps=0.0), ValueError, "eps: expected a finite number > 0, got 0.0"),
     ],
@@ -200,6 +226,7 @@ P = np.full((2, 2), 0.1)
     [
         (RiemannianSGD(), 10 * P, P, ValueError, r"params: expected points with curvature \* \|x\|\^2 < 1, got a largest value of 2"),
         (RiemannianSGD(), P, P[:1], ValueError, r"grads: expected shape \(2, 2\), got \(1, 2\)"),
+        (RiemannianSGD(), [P, P], [P], ValueError, "grads: expected"),
         (RiemannianAdam(), {"a": P}, {"b": P}, ValueError, r"grads: expected the same structure dict\['a'\]"),
         (RiemannianAdam(curvature={"b": 1.0}), {"a": P}, {"a": P}, ValueError, r"curvature: expected the same structure dict\['a'\]"),
         (RiemannianAdam(), [P], [P.astype("f4")], TypeError, "grads.0: expected dtype float64 like params.0, got float32"),

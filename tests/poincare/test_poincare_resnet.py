@@ -2,12 +2,15 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from refnorm import poincare
 from refnorm.gradcheck import GradientCase, check_vjp
-from refnorm.poincare import PoincareResNet, poincare_resnet, poincare_resnet_vjp
+from refnorm.poincare import PoincareResNet, init_conv2d_identity, poincare_resnet, poincare_resnet_vjp
+from refnorm.poincare._poincare_resnet import LAYERS
 from refnorm.tree import tree_leaves, tree_map
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +52,61 @@ def test_methods_are_the_function_with_the_configuration_s_options():
         strict=True,
     ):
         np.testing.assert_array_equal(left, right, err_msg=path)
+
+
+def composed(params, x, curvature, running, order):
+    """Compute the logits of a network with a shortcut in every block but the first by the room's functions alone."""
+
+    def conv(layer, y, **options):
+        return poincare.conv2d(y, layer["weight"], layer["bias"], curvature, **options)
+
+    def norm(layer, y, given):
+        statistics = () if given is None else (given["mean"], given["var"])
+        return poincare.midpoint_batch_norm(y, layer["bias"], layer["gain"], curvature, *statistics)
+
+    def relu(y):
+        return poincare.relu(y, curvature, axis=1)
+
+    y = conv(params["conv"], poincare.exp0(x, curvature, axis=1), kernel=3, padding=1)
+    y = relu(norm(params["norm"], y, running and running["norm"]))
+    for number, block in enumerate(params["blocks"]):
+        given = running["blocks"][number] if running else {"norm1": None, "norm2": None}
+        stride = 2 if number else 1
+        f = relu(norm(block["norm1"], conv(block["conv1"], y, kernel=3, padding=1, stride=stride), given["norm1"]))
+        f = norm(block["norm2"], conv(block["conv2"], f, kernel=3, padding=1), given["norm2"])
+        skip = conv(block["shortcut"], y, kernel=1, stride=2) if number else y
+        y = relu(poincare.residual_add(f, skip, curvature, order=order, axis=1))
+    pooled = poincare.avg_pool2d(y, curvature, size=y.shape[2:])[:, :, 0, 0]
+    points = poincare.fully_connected(pooled, params["head"]["weight"], params["head"]["bias"], curvature)
+    return poincare.log0(points, curvature)
+
+
+@pytest.mark.parametrize("order", ["fr", "rf"])
+@pytest.mark.parametrize("running", [None, RUNNING])
+@pytest.mark.parametrize("gain", [1.0, 500.0])
+def test_the_network_is_its_layers_one_after_the_other(order, running, gain):
+    # With the larger gain normalized points lie beyond the margin, and are projected.
+    params = tree_map(lambda leaf: leaf if leaf.ndim else gain * leaf, PARAMS)
+    expected = composed(params, X, 0.5, running, order)
+    np.testing.assert_allclose(poincare_resnet(params, X, 0.5, running, order=order), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_layers_may_be_others_and_run_again_only_if_told():
+    calls = []
+
+    def relu_vjp(*args, **options):
+        calls.append(args)
+        return LAYERS.relu_vjp(*args, **options)
+
+    ops = SimpleNamespace(**{**vars(LAYERS), "relu_vjp": relu_vjp})
+    y = poincare_resnet(PARAMS, X, 0.5, ops=ops)
+    assert len(calls) == 7
+    for options, times in (({}, 7), ({"recompute": False}, 7), ({"recompute": True}, 14)):
+        calls.clear()
+        logits, pullback = poincare_resnet_vjp(PARAMS, X, 0.5, ops=ops, **options)
+        np.testing.assert_array_equal(logits, y)
+        pullback(logits)
+        assert len(calls) == times
 
 
 def test_training_returns_the_statistics_that_make_inference_the_same():
@@ -125,6 +183,27 @@ def test_initial_weights_are_of_the_kind_that_is_asked_for():
     np.testing.assert_allclose(weight.var(), 1 / (2 * 9 * 32 * 32), rtol=0.05)
 
 
+@pytest.mark.parametrize("kind", ["unfolded", "centre", "baseline"])
+def test_initial_trees(kind):
+    network = PoincareResNet(channels=(2, 3, 4), blocks=(2, 1, 2), channels_in=2, init_kind=kind, dtype=np.float32)
+    params, running = network.init(np.random.default_rng(0)), network.init_running()
+    assert {leaf.dtype for _, leaf in tree_leaves((params, running))} == {np.dtype(np.float32)}
+    assert ["shortcut" in block for block in params["blocks"]] == [False, False, True, True, False]
+    assert [block["conv1"]["weight"].shape for block in params["blocks"]] == [
+        (18, 2),
+        (18, 2),
+        (18, 3),
+        (27, 4),
+        (36, 4),
+    ]
+    for path, leaf in tree_leaves(running):
+        assert (leaf == (1 if path.endswith("var") else 0)).all()
+    assert [block["norm2"]["mean"].shape for block in running["blocks"]] == [(2,), (2,), (3,), (4,), (4,)]
+    if kind != "baseline":
+        expected, _ = init_conv2d_identity(4, 4, 3, identity=kind, dtype=np.float32)
+        np.testing.assert_array_equal(params["blocks"][-1]["conv2"]["weight"], expected)
+
+
 def test_gains_are_kept_positive_and_nothing_else_changes():
     params = tree_map(lambda leaf: leaf, PARAMS)
     params["norm"]["gain"] = np.array(-0.5)
@@ -145,6 +224,23 @@ def test_arguments_are_not_written_to_and_the_pullback_may_be_called_again():
     logits, pullback = SMALL.forward_vjp(PARAMS, X, RUNNING)
     for (_, left), (_, right) in zip(tree_leaves(pullback(logits)), tree_leaves(pullback(logits)), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def test_what_is_left_out_is_the_paper_s():
+    explicit = PoincareResNet(
+        channels=(8, 16, 32), blocks=(3, 3, 3), channels_in=3, classes=10, curvature=0.1, init_kind="unfolded",
+        keep_length=False, order="fr", eps=1e-6, recompute=False, dtype=np.float64,
+    )  # fmt: skip
+    assert PoincareResNet() == explicit
+    _, statistics, _ = SMALL.training_vjp(PARAMS, X)
+    pair = (SMALL.update_running(RUNNING, statistics, **options) for options in ({}, {"momentum": 0.1}))
+    for (path, left), (_, right) in zip(*map(tree_leaves, pair), strict=True):
+        np.testing.assert_array_equal(left, right, err_msg=path)
+
+
+def test_the_smallest_network():
+    network = PoincareResNet(channels=(1, 1, 1), blocks=(1, 1, 1), channels_in=1, classes=1)
+    assert network.forward(network.init(np.random.default_rng(0)), X).shape == (2, 1)
 
 
 def test_images_of_any_size_and_number():
@@ -183,12 +279,20 @@ def test_training_script_learns_writes_and_refuses(tmp_path):
     [
         (lambda: PoincareResNet(channels=(2, 2)), ValueError, r"channels: expected three integers, got \(2, 2\)"),
         (lambda: PoincareResNet(blocks=(1, 0, 1)), ValueError, "blocks: expected an integer >= 1, got 0"),
+        (lambda: PoincareResNet(channels_in=0), ValueError, "channels_in: expected an integer >= 1, got 0"),
+        (lambda: PoincareResNet(classes=0), ValueError, "classes: expected an integer >= 1, got 0"),
+        (lambda: PoincareResNet(channels=(2, 0, 2)), ValueError, "channels: expected an integer >= 1, got 0"),
+        (lambda: PoincareResNet(channels=(2, 2.0, 2)), TypeError, "channels: expected an integer, got 2.0"),
+        (lambda: PoincareResNet(eps=0.0), ValueError, "eps: expected a finite number > 0, got 0.0"),
         (lambda: PoincareResNet(curvature=0.0), ValueError, "curvature: expected a finite number > 0, got 0.0"),
         (lambda: PoincareResNet(init_kind="zero"), ValueError, "init_kind: expected one of 'unfolded', 'centre', 'baseline'"),
         (lambda: PoincareResNet(order="x"), ValueError, "order: expected one of 'fr', 'rf', got 'x'"),
         (lambda: PoincareResNet(dtype=int), ValueError, "dtype: expected one of"),
         (lambda: PoincareResNet.of_depth(21), ValueError, "depth: expected 2 more than a multiple of 6, got 21"),
         (lambda: PoincareResNet.of_depth(2), ValueError, "depth: expected an integer >= 8, got 2"),
+        (lambda: PoincareResNet().init(3), TypeError, "rng: expected a numpy.random.Generator"),
+        (lambda: poincare_resnet(PARAMS, X.astype(int), 0.5), TypeError, "x: expected a float32 or float64 array"),
+        (lambda: poincare_resnet(PARAMS, X[0], 0.5), ValueError, "x: expected 4 dimensions"),
         (lambda: SMALL.init(3), TypeError, "rng: expected a numpy.random.Generator"),
         (lambda: SMALL.forward(PARAMS, X[0]), ValueError, r"x: expected 4 dimensions, got shape \(1, 5, 5\)"),
         (lambda: SMALL.forward(PARAMS, X.astype("f4")), TypeError, "x: expected dtype float64, got float32"),

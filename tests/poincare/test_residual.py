@@ -43,6 +43,14 @@ GRADIENT_CASES += [
     GradientCase(relu_vjp, (points(RNG, (6, 3), 1.0, 0.99, 0.995), 1.0), step=1e-4, name="far out"),
     GradientCase(relu_vjp, (1e-3 * points(RNG, (6, 3), 1.0), 1.0), step=1e-1, name="near the origin"),
     GradientCase(relu_vjp, (0.999999 * np.array([[0.6, 0.8], [1.0, -1e-3]]), 1.0), step=1e-8, tolerance=1e-4, name="projected"),
+    GradientCase(
+        avg_pool2d_vjp,
+        (images(RNG, (1, 3, 2, 1), 1.0, 1 - 1.2e-6, 1 - 8e-7).repeat(2, axis=2).repeat(2, axis=3), 1.0),
+        {"size": 2},
+        step=1e-8,
+        tolerance=1e-4,
+        name="projected",
+    ),
     GradientCase(residual_add_vjp, (X, X[::-1], 1.0), {"axis": 1}, step=1e-3, name="axis 1"),
     GradientCase(avg_pool2d_vjp, (X, 1.0), {"size": (3, 2), "stride": (1, 2)}, step=1e-3, name="overlapping"),
     GradientCase(avg_pool2d_vjp, (np.zeros((1, 2, 2, 2)), 1.0), {"size": 2}, step=1e-3, name="origin"),
@@ -172,6 +180,7 @@ P = np.full((1, 2, 3, 3), 0.1)
         (lambda: residual_add(P, P, 1.0, order="ff"), ValueError, "order: expected one of 'fr', 'rf', got 'ff'"),
         (lambda: avg_pool2d(P[0], 1.0, size=2), ValueError, r"x: expected 4 dimensions, got shape \(2, 3, 3\)"),
         (lambda: avg_pool2d(P, 1.0, size=4), ValueError, r"x: expected padded images of at least 4 x 4 pixels, got \(3, 3\)"),
+        (lambda: avg_pool2d(P, 1.0, size=0), ValueError, "size: expected an integer >= 1, got 0"),
         (lambda: avg_pool2d(P, 1.0, size=2, stride=0), ValueError, "stride: expected an integer >= 1, got 0"),
     ],
 )  # fmt: skip
