@@ -312,7 +312,7 @@ static size_t TILE(chunks_of)(size_t items, size_t length, int causal, int threa
 static int TILE(items)(const rn_attention_item *items, size_t count) {
     if (count == 0) return 0;
     double cost = TILE(cost)(items->length, items->keys, items->depth, items->width);
-    int few = items->length <= FEW_ROWS && items->width > 0;
+    int few = items->length <= SPLIT_ROWS && items->width > 0;
     size_t parts = few ? (items->keys + KEY_BLOCK - 1) / KEY_BLOCK : (items->length + CHUNK_ROWS - 1) / CHUNK_ROWS;
     int threads = rn_threads(count * parts, (double)count * cost);
     /* Whole items fill the threads well enough where there are many, or as many for each. */

@@ -86,7 +86,7 @@ def test_rows_do_not_depend_on_their_company():
             np.testing.assert_array_equal(again, whole)
 
 
-FEW_ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 24, 25)
+FEW_ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 24, 48, 49)
 """Rows that take one path or another through tiles, up to the first number whose keys and values are packed."""
 
 
@@ -97,10 +97,10 @@ FEW_ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 24, 25)
 def test_few_rows_are_those_of_many(dtype, depth, width):
     """Few rows read keys and values in place, many pack them: to the last bit the same, masks and all."""
     rng = np.random.default_rng(21)
-    query, key = rng.standard_normal((40, depth)).astype(dtype), rng.standard_normal((600, depth)).astype(dtype)
-    value, mask = rng.standard_normal((600, width)).astype(dtype), rng.random((40, 600)) < 0.4
+    query, key = rng.standard_normal((60, depth)).astype(dtype), rng.standard_normal((600, depth)).astype(dtype)
+    value, mask = rng.standard_normal((600, width)).astype(dtype), rng.random((60, 600)) < 0.4
     mask[2] = False
-    bias = rng.standard_normal((40, 600)).astype(dtype)
+    bias = rng.standard_normal((60, 600)).astype(dtype)
     for keys in (5, 95, 97, 130, 512, 600):
         for allowed in (None, mask[:, :keys]):
             whole = fast.scaled_dot_product_attention(query, key[:keys], value[:keys], mask=allowed, scale=0.2)
@@ -151,6 +151,37 @@ def test_few_rows_of_any_layout(dtype):
             np.testing.assert_array_equal(got, fast.scaled_dot_product_attention(query, k.copy(), v.copy()))
             np.testing.assert_allclose(got, expected_of(query, k, v), atol=TOLERANCE[dtype])
         wide[...] = np.nan
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("grouped", [True, False])
+def test_heads_that_share_keys_are_rows_of_one(dtype, grouped):
+    """One query a head, several heads on the same keys: as if each had its own copy."""
+    rng = np.random.default_rng(24)
+    heads = (2, 3, 5) if grouped else (6,)
+    query = rng.standard_normal((*heads, 1, 24)).astype(dtype)
+    key, value = (rng.standard_normal((*(heads[:-1]), 1, 70, n)).astype(dtype)[() if grouped else 0] for n in (24, 40))
+    own_key, own_value = (np.broadcast_to(a, (*heads, *a.shape[-2:])).copy() for a in (key, value))
+    mask = rng.random((*heads, 1, 70)) < 0.5
+    for options in ({}, {"mask": mask}, {"mask": mask[..., :1]}, {"causal": True}, {"scale": 0.3}):
+        got = fast.scaled_dot_product_attention(query, key, value, **options)
+        expected = fast.scaled_dot_product_attention(query, own_key, own_value, **options)
+        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_allclose(got, expected_of(query, key, value, **options), atol=TOLERANCE[dtype])
+    y, pullback = fast.scaled_dot_product_attention_vjp(query, key, value, mask=mask)
+    wide, wide_pullback = reference.scaled_dot_product_attention_vjp(
+        *(a.astype(np.float64) for a in (query, key, value)), mask=mask
+    )
+    for mine, theirs in zip((y, *pullback(y)), (wide, *wide_pullback(y.astype(np.float64))), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=10 * TOLERANCE[dtype])
+    for bias, added in (
+        ("-log_n", None),
+        (np.asarray(0.5, dtype), mask.astype(dtype)),
+        (mask[..., :1].astype(dtype), None),
+    ):
+        got = fast.sigmoid_attention(query, key, value, bias=bias, attn_bias=added)
+        expected = fast.sigmoid_attention(query, own_key, own_value, bias=bias, attn_bias=added)
+        np.testing.assert_array_equal(got, expected)
 
 
 @settings(max_examples=30)
