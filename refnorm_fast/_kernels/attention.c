@@ -2,10 +2,14 @@
 #include "attention.h"
 
 #include "parallel.h"
+#include "transpose.h"
 #include "vec_math.h"
 
 /* Keys a block of the online softmax, rows a group at most, bytes of a group's scores, rows a chunk. */
 enum { KEY_BLOCK = 512, GROUP_ROWS = 96, SCORE_BYTES = 24 << 10, CHUNK_ROWS = 192 };
+/* Rows up to which keys and values are read where they are, and up to which their blocks may be dealt out to threads: what
+ * a block then keeps is small beside its keys and values. */
+enum { FEW_ROWS = 48, SPLIT_ROWS = 24 };
 /* Keys a block of the backward pass: two panels of scores of that height fit the first-level cache. */
 enum { BACKWARD_KEYS = 120 };
 

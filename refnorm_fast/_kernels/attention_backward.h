@@ -69,10 +69,7 @@ static int TILE(prepare)(const rn_attention_cotangents *c, TILE(workspace) * w) 
     TILE(pack_transposed)(c->dy, c->dy_stride, item->length, item->width, 1, w->dy);
     TILE(pack)(item->query, item->query_stride, item->length, queries, item->depth, w->query_rows);
     TILE(pack)(c->dy, c->dy_stride, item->length, queries, item->width, w->dy_rows);
-    for (size_t j = 0; j < item->keys; j++) {
-        const REAL *from = (const REAL *)item->key + (ptrdiff_t)j * item->key_stride;
-        for (size_t k = 0; k < item->depth; k++) w->key_columns[k * item->keys + j] = from[k];
-    }
+    TILE(turn)(item->key, item->key_stride, item->keys, item->depth, item->keys, w->key_columns, item->keys);
     if (item->row_bias != NULL) {
         const REAL *bias = item->row_bias;
         for (size_t i = 0; i < queries; i++) {
@@ -88,14 +85,6 @@ static int TILE(prepare)(const rn_attention_cotangents *c, TILE(workspace) * w) 
     }
     for (size_t n = 0; n < item->length; n += TILE(COLUMNS)) TILE(row_dots)(c, w, n);
     return 0;
-}
-
-/* Product of `rows` left rows with one panel, in tiles. */
-RN_INLINE void TILE(rows_by_panel)(size_t rows, const REAL *left, size_t left_stride, const REAL *panel, size_t depth,
-                                   REAL *out, size_t out_stride, int add) {
-    for (size_t r = 0; r < rows; r += TILE_ROWS)
-        TILE(tile)(rows - r < TILE_ROWS ? (int)(rows - r) : TILE_ROWS, left + r * left_stride, left_stride, panel, depth,
-                   out + r * out_stride, out_stride, NULL, add);
 }
 
 /* Where query n + lane may not attend to the key: 0. */

@@ -20,58 +20,63 @@
 #define TILE(name) TILE_PASTE(name, TILE_TYPE) /* TILE(tile) is tile_f32 or tile_f64 */
 #define TILE_VECTOR(name) TILE_PASTE(TILE_VEC, name)
 
-/* c[row, :] = start + a[row, :] @ panel for `rows` rows. start is c itself (`add`), or `start` (one entry a column),
- * or zero (NULL). c has room for TILE_COLUMNS columns.
+/* c[row, :] = start + a[row, :] @ right for `rows` rows and `vectors` vectors of columns; rows of the right operand are
+ * right_stride entries apart. start is c itself (`add`), or `start` (one entry a column), or zero (NULL).
  *
  * Chains of TILE_CHAIN terms begin at zero and are then added to c: rounding errors are those of short sums, smaller
  * by the root of depth / TILE_CHAIN than in one long chain. */
 #define TILE_CHAIN 96
-RN_INLINE void TILE(tile_of)(const int rows, const REAL *a, size_t a_stride, const REAL *panel, size_t depth, REAL *c,
-                             size_t c_stride, const REAL *start, int add) {
+#define TILE_VECTORS 4 /* at most, in a row of a tile */
+RN_INLINE void TILE(tile_of)(const int rows, const int vectors, const REAL *a, size_t a_stride, const REAL *right,
+                             ptrdiff_t right_stride, size_t depth, REAL *c, size_t c_stride, const REAL *start, int add) {
     const size_t lanes = sizeof(TILE_VEC) / sizeof(REAL);
     for (size_t k = 0; k < depth || k == 0; k += TILE_CHAIN) {
-        TILE_VEC sum[TILE_ROWS][2];
+        TILE_VEC sum[TILE_ROWS][TILE_VECTORS], part[TILE_VECTORS];
 #pragma GCC unroll 12
-        for (int row = 0; row < rows; row++) sum[row][0] = sum[row][1] = TILE_VECTOR(set)(0);
+        for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) sum[row][v] = TILE_VECTOR(set)(0);
         size_t end = depth - k < TILE_CHAIN ? depth : k + TILE_CHAIN;
         for (size_t i = k; i < end; i++) {
-            TILE_VEC left = TILE_VECTOR(load)(panel), right = TILE_VECTOR(load)(panel + lanes);
-            panel += 2 * lanes;
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) part[v] = TILE_VECTOR(load)(right + (size_t)v * lanes);
+            right += right_stride;
 #pragma GCC unroll 12
             for (int row = 0; row < rows; row++) {
                 TILE_VEC each = TILE_VECTOR(set)(a[(size_t)row * a_stride + i]);
-                sum[row][0] = TILE_VECTOR(fma)(each, left, sum[row][0]);
-                sum[row][1] = TILE_VECTOR(fma)(each, right, sum[row][1]);
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v++) sum[row][v] = TILE_VECTOR(fma)(each, part[v], sum[row][v]);
             }
         }
         if (k > 0 || add) {
 #pragma GCC unroll 12
             for (int row = 0; row < rows; row++) {
                 REAL *target = c + (size_t)row * c_stride;
-                TILE_VECTOR(store)(target, TILE_VECTOR(load)(target) + sum[row][0]);
-                TILE_VECTOR(store)(target + lanes, TILE_VECTOR(load)(target + lanes) + sum[row][1]);
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v++, target += lanes)
+                    TILE_VECTOR(store)(target, TILE_VECTOR(load)(target) + sum[row][v]);
             }
         } else {
-            TILE_VEC first = TILE_VECTOR(set)(0), second = first;
-            if (start != NULL) {
-                first = TILE_VECTOR(load)(start);
-                second = TILE_VECTOR(load)(start + lanes);
-            }
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++)
+                part[v] = start != NULL ? TILE_VECTOR(load)(start + (size_t)v * lanes) : TILE_VECTOR(set)(0);
 #pragma GCC unroll 12
-            for (int row = 0; row < rows; row++) {
-                TILE_VECTOR(store)(c + (size_t)row * c_stride, first + sum[row][0]);
-                TILE_VECTOR(store)(c + (size_t)row * c_stride + lanes, second + sum[row][1]);
-            }
+            for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v++)
+                    TILE_VECTOR(store)(c + (size_t)row * c_stride + (size_t)v * lanes, part[v] + sum[row][v]);
         }
     }
 }
 
-#define TILE_CASE(n)                                                                  \
-    case n:                                                                           \
-        TILE(tile_of)(n, a, a_stride, panel, depth, c, c_stride, start, add);         \
+/* Two vectors of columns, from a right operand that need not be packed. */
+#define TILE_CASE(n)                                                                                  \
+    case n:                                                                                           \
+        TILE(tile_of)(n, 2, a, a_stride, right, right_stride, depth, c, c_stride, start, add);        \
         break;
-static __attribute__((noinline)) void TILE(tile)(int rows, const REAL *a, size_t a_stride, const REAL *panel,
-                                                 size_t depth, REAL *c, size_t c_stride, const REAL *start, int add) {
+static __attribute__((noinline)) void TILE(tile_at)(int rows, const REAL *a, size_t a_stride, const REAL *right,
+                                                    ptrdiff_t right_stride, size_t depth, REAL *c, size_t c_stride,
+                                                    const REAL *start, int add) {
     switch (rows) {
         TILE_CASE(1)
         TILE_CASE(2)
@@ -90,3 +95,8 @@ static __attribute__((noinline)) void TILE(tile)(int rows, const REAL *a, size_t
     }
 }
 #undef TILE_CASE
+/* The same from a packed panel. */
+RN_INLINE void TILE(tile)(int rows, const REAL *a, size_t a_stride, const REAL *panel, size_t depth, REAL *c,
+                          size_t c_stride, const REAL *start, int add) {
+    TILE(tile_at)(rows, a, a_stride, panel, 2 * (ptrdiff_t)(sizeof(TILE_VEC) / sizeof(REAL)), depth, c, c_stride, start, add);
+}

@@ -270,7 +270,19 @@ cdef _fill(rn_attention_item *items, query, key, value, mask, bint causal, doubl
         items[i].pair_bias_key = pairs.strides[ndim + 1] // item if pair_bias is not None else 0
 
 
+cdef bint _shared(array):
+    """Whether all heads of the last leading axis read the same matrix."""
+    return array.ndim == 2 or array.shape[array.ndim - 3] == 1
+
+
 cdef _attend(query, key, value, mask, bint causal, double scale, result, lead, statistics, row_bias, pair_bias):
+    if query.shape[query.ndim - 2] == 1 and not causal and lead and lead[len(lead) - 1] > 1 and _shared(key) and _shared(value):
+        # One query each of several heads on the same keys: as the rows of one head they read the keys once.
+        query, result = _broadcast(query, lead).swapaxes(-2, -3), result.swapaxes(-2, -3)
+        mask = None if mask is None else mask.swapaxes(-2, -3)
+        row_bias = row_bias.swapaxes(-1, -2) if row_bias is not None and row_bias.ndim else row_bias
+        pair_bias = None if pair_bias is None else pair_bias.swapaxes(-2, -3)
+        lead = (*lead[:len(lead) - 1], 1)
     cdef Py_ssize_t count = _product(lead)
     cdef rn_attention_item *items = <rn_attention_item *> malloc(count * sizeof(rn_attention_item))
     if items == NULL:

@@ -9,8 +9,11 @@ import numpy as np
 SHAPES = ((12, 64, 32), (12, 256, 32), (12, 512, 64), (96, 512, 64), (4, 2048, 64))
 """Heads, positions (queries and keys) and entries of a head."""
 
-ONE_QUERY = ((1, 16, 16), (12, 512, 64))
-"""Heads, keys and entries of a head for a single query: the overhead of a call, and a step of a decoder."""
+FEW_QUERIES = ((1, 1, 16, 16), (1, 1, 4096, 64), *((n, 12, keys, 64) for keys in (512, 4096) for n in (1, 4, 16)))
+"""Queries, heads, keys and entries of a head: the overhead of a call, and steps of a decoder."""
+
+GROUPED = (8, 4, 1024, 128)
+"""Sets of keys and values, heads that share one, keys and entries of a head."""
 
 
 def races() -> Iterator[dict]:
@@ -25,8 +28,9 @@ def races() -> Iterator[dict]:
         yield sigmoid(fast, *shape)
     for shape in SHAPES:
         yield sigmoid_backward(fast, *shape)
-    for shape in ONE_QUERY:
-        yield race(fast, *shape, False, queries=1)
+    for queries, *shape in FEW_QUERIES:
+        yield race(fast, *shape, False, queries=queries)
+    yield grouped(fast, *GROUPED)
 
 
 def race(fast, heads: int, length: int, depth: int, causal: bool, queries: int | None = None) -> dict:
@@ -55,15 +59,55 @@ def race(fast, heads: int, length: int, depth: int, causal: bool, queries: int |
     wide = (array[:, :4].astype(np.float64) for array in (query, key, value))
     exact = scaled_dot_product_attention(*wide, causal=causal)
     pairs = length * (length + 1) // 2 if causal else query.shape[2] * length
+    few = {None: "", 1: ", one query"}.get(queries, f", {queries} queries")
     return {
         "method": "attention/scaled_dot_product",
-        "name": "causal attention" if causal else "attention" if queries is None else "attention, one query",
+        "name": f"causal attention{few}" if causal else f"attention{few}",
         "shape": f"{heads} heads, {length} {'positions' if queries is None else 'keys'}, {depth} entries",
         "candidates": candidates,
         "ours": "refnorm_fast",
         "bytes": 4 * 2 * (query.size + key.size),
         "ops": 4 * heads * pairs * depth,
         "check": lambda: {label: float(np.abs(call()[:, :4] - exact).max()) for label, call in candidates.items()},
+        "check_unit": "largest error",
+    }
+
+
+def grouped(fast, sets: int, heads: int, keys: int, depth: int) -> dict:
+    """A decoder's step whose heads share keys and values in groups."""
+    from refnorm.attention import scaled_dot_product_attention
+
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((1, sets, heads, 1, depth)).astype(np.float32)
+    key, value = rng.standard_normal((2, 1, sets, 1, keys, depth)).astype(np.float32)
+    out = np.empty_like(query)
+    candidates = {
+        "refnorm_fast": lambda: fast.scaled_dot_product_attention(query, key, value, out=out),
+        "NumPy": lambda: scaled_dot_product_attention(query, key, value),
+    }
+    try:
+        import torch
+
+        tensors = [torch.from_numpy(a).reshape(1, -1, a.shape[-2], depth) for a in (query, key, value)]
+
+        def torch_attention():
+            with torch.inference_mode():
+                y = torch.nn.functional.scaled_dot_product_attention(*tensors, enable_gqa=True)
+                return y.reshape(query.shape).numpy()
+
+        candidates["PyTorch"] = torch_attention
+    except ImportError:
+        pass
+    exact = scaled_dot_product_attention(*(array.astype(np.float64) for array in (query, key, value)))
+    return {
+        "method": "attention/scaled_dot_product",
+        "name": "attention, one query",
+        "shape": f"{sets} groups of {heads} heads, {keys} keys, {depth} entries",
+        "candidates": candidates,
+        "ours": "refnorm_fast",
+        "bytes": 4 * 2 * (query.size + key.size),
+        "ops": 4 * query.size * keys,
+        "check": lambda: {label: float(np.abs(call() - exact).max()) for label, call in candidates.items()},
         "check_unit": "largest error",
     }
 

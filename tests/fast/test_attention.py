@@ -86,6 +86,104 @@ def test_rows_do_not_depend_on_their_company():
             np.testing.assert_array_equal(again, whole)
 
 
+FEW_ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 24, 48, 49)
+"""Rows that take one path or another through tiles, up to the first number whose keys and values are packed."""
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize(
+    ("depth", "width"), [(1, 1), (3, 16), (16, 33), (40, 64), (64, 72), (128, 128)], ids=lambda size: str(size)
+)
+def test_few_rows_are_those_of_many(dtype, depth, width):
+    """Few rows read keys and values in place, many pack them: to the last bit the same, masks and all."""
+    rng = np.random.default_rng(21)
+    query, key = rng.standard_normal((60, depth)).astype(dtype), rng.standard_normal((600, depth)).astype(dtype)
+    value, mask = rng.standard_normal((600, width)).astype(dtype), rng.random((60, 600)) < 0.4
+    mask[2] = False
+    bias = rng.standard_normal((60, 600)).astype(dtype)
+    for keys in (5, 95, 97, 130, 512, 600):
+        for allowed in (None, mask[:, :keys]):
+            whole = fast.scaled_dot_product_attention(query, key[:keys], value[:keys], mask=allowed, scale=0.2)
+            soft = fast.sigmoid_attention(query, key[:keys], value[:keys], mask=allowed, attn_bias=bias[:, :keys])
+            for rows in FEW_ROWS:
+                part = allowed[:rows] if allowed is not None else None
+                few = query[:rows], key[:keys], value[:keys]
+                got = fast.scaled_dot_product_attention(*few, mask=part, scale=0.2)
+                np.testing.assert_array_equal(got, whole[:rows])
+                got = fast.sigmoid_attention(*few, mask=part, attn_bias=bias[:rows, :keys])
+                np.testing.assert_array_equal(got, soft[:rows])
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("rows", [1, 3, 24])
+def test_blocks_of_keys_dealt_out_to_threads(dtype, rows):
+    """Too few heads for the threads: blocks of 512 keys are the jobs. Scores rise from block to block, so that each rescales."""
+    rng = np.random.default_rng(22)
+    query, key, value = (rng.standard_normal((3, n, 40)).astype(dtype) for n in (rows, 2100, 2100))
+    key *= np.linspace(0.3, 2, 2100, dtype=dtype)[:, None]
+    mask = rng.random((rows, 2100)) < 0.5
+    mask[0, :1100] = False
+    for heads, options in itertools.product((1, 3), ({}, {"mask": mask}, {"causal": True})):
+        arrays = query[:heads], key[:heads], value[:heads]
+        results = []
+        for count in (1, 2, 3, 5):
+            with support.threads(count):
+                y, pullback = fast.scaled_dot_product_attention_vjp(*arrays, **options)
+                results.append((y, *pullback(y), fast.sigmoid_attention(*arrays, **options)))
+        np.testing.assert_allclose(results[0][0], expected_of(*arrays, **options), atol=TOLERANCE[dtype])
+        for other in results[1:]:
+            for mine, theirs in zip(other, results[0], strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_few_rows_of_any_layout(dtype):
+    """Rows of keys and values any distance apart, backwards too; nothing beyond the last entry is read into the result."""
+    rng = np.random.default_rng(23)
+    query = rng.standard_normal((2, 2, 24)).astype(dtype)
+    wide = np.full((2, 3, 530, 100), np.nan, dtype)
+    for keys, depth, width in ((1, 24, 24), (17, 24, 50), (130, 24, 33), (525, 24, 64)):
+        key, value = wide[:, 0, 2 : keys + 2, 3 : depth + 3], wide[:, 2, 1 : keys + 1, 5 : width + 5]
+        key[...], value[...] = rng.standard_normal(key.shape), rng.standard_normal(value.shape)
+        for step in (1, -1):
+            k, v = key[:, ::step], value[:, ::step]
+            got = fast.scaled_dot_product_attention(query, k, v)
+            np.testing.assert_array_equal(got, fast.scaled_dot_product_attention(query, k.copy(), v.copy()))
+            np.testing.assert_allclose(got, expected_of(query, k, v), atol=TOLERANCE[dtype])
+        wide[...] = np.nan
+
+
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("grouped", [True, False])
+def test_heads_that_share_keys_are_rows_of_one(dtype, grouped):
+    """One query a head, several heads on the same keys: as if each had its own copy."""
+    rng = np.random.default_rng(24)
+    heads = (2, 3, 5) if grouped else (6,)
+    query = rng.standard_normal((*heads, 1, 24)).astype(dtype)
+    key, value = (rng.standard_normal((*(heads[:-1]), 1, 70, n)).astype(dtype)[() if grouped else 0] for n in (24, 40))
+    own_key, own_value = (np.broadcast_to(a, (*heads, *a.shape[-2:])).copy() for a in (key, value))
+    mask = rng.random((*heads, 1, 70)) < 0.5
+    for options in ({}, {"mask": mask}, {"mask": mask[..., :1]}, {"causal": True}, {"scale": 0.3}):
+        got = fast.scaled_dot_product_attention(query, key, value, **options)
+        expected = fast.scaled_dot_product_attention(query, own_key, own_value, **options)
+        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_allclose(got, expected_of(query, key, value, **options), atol=TOLERANCE[dtype])
+    y, pullback = fast.scaled_dot_product_attention_vjp(query, key, value, mask=mask)
+    wide, wide_pullback = reference.scaled_dot_product_attention_vjp(
+        *(a.astype(np.float64) for a in (query, key, value)), mask=mask
+    )
+    for mine, theirs in zip((y, *pullback(y)), (wide, *wide_pullback(y.astype(np.float64))), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=10 * TOLERANCE[dtype])
+    for bias, added in (
+        ("-log_n", None),
+        (np.asarray(0.5, dtype), mask.astype(dtype)),
+        (mask[..., :1].astype(dtype), None),
+    ):
+        got = fast.sigmoid_attention(query, key, value, bias=bias, attn_bias=added)
+        expected = fast.sigmoid_attention(query, own_key, own_value, bias=bias, attn_bias=added)
+        np.testing.assert_array_equal(got, expected)
+
+
 @settings(max_examples=30)
 @given(
     st.integers(0, 20),
