@@ -523,6 +523,55 @@ static int N(shared_channels)(const N(job) *job, N(cut) cut, int threads) {
     return 0;
 }
 
+/* ---- short runs with given lines: in the order of memory ----------------------------------------------------------- */
+
+/* A line as the vectors take it. */
+typedef struct {
+    T high, low, level, scale, slope;
+} N(coefficients);
+
+/* `count` runs of at least LANES entries from run `first` on. A run's last vector ends with the run and covers a part of the
+ * one before it; it is read before that one is written, because x, dy and y may be the same. */
+RN_INLINE void N(short_runs_of)(const int WRITE, const N(job) *job, const N(coefficients) *lines, size_t first, size_t count) {
+    size_t channels = job->shape.channels, length = job->shape.inner, channel = first % channels, last = length - LANES;
+    const T *x = job->x + first * length, *dy = WRITE == FORWARD ? NULL : job->dy + first * length;
+    T *y = job->y + first * length;
+    VT zero = V(set)(0);
+#define ENTRY_AT(i) \
+    N(entry)(WRITE, V(load)(x + (i)), WRITE == FORWARD ? zero : V(load)(dy + (i)), high, low, level, scale, slope)
+    for (size_t run = 0; run < count; run++) {
+        const N(coefficients) *of = lines + channel;
+        VT high = V(set)(of->high), low = V(set)(of->low), level = V(set)(of->level), scale = V(set)(of->scale);
+        VT slope = V(set)(of->slope), end = ENTRY_AT(last);
+        for (size_t i = 0; i < last; i += LANES) V(store)(y + i, ENTRY_AT(i));
+        V(store)(y + last, end);
+        x += length, y += length;
+        if (WRITE != FORWARD) dy += length;
+        channel = channel + 1 < channels ? channel + 1 : 0;
+    }
+#undef ENTRY_AT
+}
+
+static void N(short_runs)(const N(job) *job, const N(coefficients) *lines, size_t first, size_t count) {
+#define SHORT_RUNS(WRITE, STREAM) N(short_runs_of)(WRITE, job, lines, first, count)
+    EACH_WAY(job->write, SHORT_RUNS, 0);
+#undef SHORT_RUNS
+}
+
+/* The channels' coefficients in scratch slot 1, or NULL: where a run is no shorter than a vector, all are in range and
+ * nothing is written past the caches. */
+static const N(coefficients) *N(short_lines)(const N(job) *job, const N(line) *lines) {
+    if (job->stream || job->shape.inner < LANES || job->shape.inner >= SHORT_RUN) return NULL;
+    N(coefficients) *to = rn_scratch(1, job->shape.channels * sizeof *to);
+    for (size_t channel = 0; to != NULL && channel < job->shape.channels; channel++) {
+        const N(line) *line = lines + channel;
+        if (line->wide) return NULL;
+        to[channel] =
+            (N(coefficients)){(T)line->high, (T)line->low, (T)line->level, (T)line->scale, (T)line->slope};
+    }
+    return to;
+}
+
 /* Where the lines are given: in the order of memory, run after run. */
 static int N(runs_in_order)(const N(job) *job, double nanoseconds) {
     rn_channel_shape s = job->shape;
@@ -531,16 +580,22 @@ static int N(runs_in_order)(const N(job) *job, double nanoseconds) {
     if (lines == NULL) return -1;
     for (size_t channel = 0; channel < s.channels; channel++) N(begin)(job, channel, lines + channel);
     int threads = rn_threads(total, nanoseconds);
+    const N(coefficients) *coefficients = N(short_lines)(job, lines);
     size_t some = total / (16 * (size_t)threads) + 1;
     rn_shares shares = rn_share_out(total, 1, threads);
     RN_PARALLEL(threads) {
         size_t count;
-        for (size_t first = rn_take(&shares, some, &count); count; first = rn_take(&shares, some, &count))
+        for (size_t first = rn_take(&shares, some, &count); count; first = rn_take(&shares, some, &count)) {
+            if (coefficients != NULL) {
+                N(short_runs)(job, coefficients, first, count);
+                continue;
+            }
             for (size_t i = first; i < first + count; i++) {
                 size_t at = i * s.inner;
                 N(runs) run = {job->x + at, job->dy ? job->dy + at : NULL, job->y + at, 1, 0, s.inner};
                 N(runs_write)(job->write, job->stream, run, lines + i % s.channels);
             }
+        }
         vec_fence();
     }
     return 0;
@@ -564,16 +619,31 @@ static int N(channels_first)(N(job) *job, double nanoseconds) {
 
 /* ---- channels last: rows of `columns` entries ---------------------------------------------------------------------- */
 
-/* The lines, spread over the columns: arrays of `padded` entries. */
+/* The lines, spread over the columns: arrays of `padded` + LANES entries, the first of which is column `turn`'s. Beyond the
+ * last column they begin again, so that a vector may reach from the end of a row into the next one. */
 typedef struct {
     T *high, *low, *level, *scale, *slope;
     double *wide_high, *wide_low;
-    size_t columns, padded;
+    size_t columns, padded, turn;
 } N(columns);
 
+static size_t N(columns_bytes)(size_t padded) { return (padded + LANES) * (2 * sizeof(double) + 5 * sizeof(T)); }
+
+/* The arrays in `room`, whose vectors are aligned as room is. */
+static N(columns) N(columns_in)(void *room, size_t columns, size_t padded, size_t turn) {
+    N(columns) of = {.columns = columns, .padded = padded, .turn = turn % columns};
+    size_t entries = padded + LANES;
+    memset(room, 0, N(columns_bytes)(padded));
+    of.wide_high = room, of.wide_low = of.wide_high + entries;
+    of.high = (T *)(of.wide_low + entries), of.low = of.high + entries, of.level = of.low + entries;
+    of.scale = of.level + entries, of.slope = of.scale + entries;
+    return of;
+}
+
 static void N(spread_lines)(const N(line) *lines, rn_channel_shape s, N(columns) *to) {
-    for (size_t channel = 0, i = 0; channel < s.channels; channel++)
-        for (size_t k = 0; k < s.inner; k++, i++) {
+    size_t i = to->turn ? to->columns - to->turn : 0;
+    for (size_t channel = 0; channel < s.channels; channel++)
+        for (size_t k = 0; k < s.inner; k++) {
             to->high[i] = (T)lines[channel].high;
             to->low[i] = (T)lines[channel].low;
             to->level[i] = (T)lines[channel].level;
@@ -581,7 +651,11 @@ static void N(spread_lines)(const N(line) *lines, rn_channel_shape s, N(columns)
             to->slope[i] = (T)lines[channel].slope;
             to->wide_high[i] = lines[channel].high;
             to->wide_low[i] = lines[channel].low;
+            if (++i == to->columns) i = 0;
         }
+    T *const arrays[] = {to->high, to->low, to->level, to->scale, to->slope};
+    for (size_t k = 0; k < sizeof arrays / sizeof *arrays; k++)
+        for (i = 0; i < LANES; i++) arrays[k][to->columns + i] = arrays[k][i % to->columns];
 }
 
 /* Adds the sums of up to TILE rows, in chains of CHAIN terms, to the columns' sums. */
@@ -663,54 +737,70 @@ static void N(tile_sums)(phase now, const T *x, const T *dy, size_t rows, const 
 #undef WIDE_SUMS
 }
 
-/* Several rows at a time share the loads of the columns' lines. */
-RN_INLINE void N(tile_write_of)(const int WRITE, const int STREAM, const int ROWS, const T *x, const T *dy, T *y,
-                                const N(columns) *of) {
-    size_t columns = of->columns, j = 0;
-    VT zero = V(set)(0);
 #define LINE(j)                                                                                                      \
     VT high = V(load)(of->high + (j)), low = V(load)(of->low + (j)), level = V(load)(of->level + (j));               \
-    VT scale = V(load)(of->scale + (j)), slope = WRITE == FORWARD ? zero : V(load)(of->slope + (j))
+    VT scale = V(load)(of->scale + (j)), slope = WRITE == FORWARD ? (VT){0} : V(load)(of->slope + (j))
+#define WHOLE_ENTRY(at)                                                                                              \
+    N(entry)(WRITE, V(load)(x + (at)), WRITE == FORWARD ? (VT){0} : V(load)(dy + (at)), high, low, level, scale, slope)
+#define STORE_PART(at, count)                                                                                        \
+    V(store_part)(y + (at), count,                                                                                   \
+                  N(entry)(WRITE, V(load_part)(x + (at), count, 0),                                                  \
+                           WRITE == FORWARD ? (VT){0} : V(load_part)(dy + (at), count, 0), high, low, level, scale, slope))
+
+/* Several rows at a time share the loads of the columns' lines. */
+RN_INLINE void N(tile_write_of)(const int WRITE, const int ROWS, const T *x, const T *dy, T *y, const N(columns) *of) {
+    size_t columns = of->columns, j = 0;
     for (; j + LANES <= columns; j += LANES) {
         LINE(j);
 #pragma GCC unroll 4
-        for (size_t row = 0; row < (size_t)ROWS; row++) {
-            size_t at = row * columns + j;
-            VT value = N(entry)(WRITE, V(load)(x + at), WRITE == FORWARD ? zero : V(load)(dy + at), high, low, level,
-                                scale, slope);
-            if (STREAM)
-                V(stream)(y + at, value);
-            else
-                V(store)(y + at, value);
-        }
+        for (size_t row = 0; row < (size_t)ROWS; row++) V(store)(y + row * columns + j, WHOLE_ENTRY(row * columns + j));
     }
     if (j < columns) {
-        size_t left = columns - j;
         LINE(j);
-        for (size_t row = 0; row < (size_t)ROWS; row++) {
-            size_t at = row * columns + j;
-            V(store_part)(y + at, left,
-                          N(entry)(WRITE, V(load_part)(x + at, left, 0),
-                                   WRITE == FORWARD ? zero : V(load_part)(dy + at, left, 0), high, low, level, scale,
-                                   slope));
-        }
+        for (size_t row = 0; row < (size_t)ROWS; row++) STORE_PART(row * columns + j, columns - j);
     }
-#undef LINE
 }
+
+/* `count` entries from the start of a row on, past the caches: in the order of memory, whole vectors where they are aligned,
+ * wherever in a row that is. The lines are turned so that theirs are aligned as well, in every row if vectors fill the rows. */
+RN_INLINE void N(stream_rows_of)(const int WRITE, const T *x, const T *dy, T *y, size_t count, const N(columns) *of) {
+    size_t at = vec_to_alignment(y, sizeof(T), count), j = of->turn ? of->columns - of->turn : 0;
+    if (at) {
+        LINE(j);
+        STORE_PART(0, at);
+    }
+    for (j = (j + at) % of->columns; at + LANES <= count; at += LANES) {
+        LINE(j);
+        V(stream)(y + at, WHOLE_ENTRY(at));
+        for (j += LANES; j >= of->columns;) j -= of->columns;
+    }
+    if (at < count) {
+        LINE(j);
+        STORE_PART(at, count - at);
+    }
+}
+#undef LINE
+#undef WHOLE_ENTRY
+#undef STORE_PART
 
 /* Four rows at a time where caches hold them; what goes past the caches is read and written in the order of memory, which
  * is worth more than the loads. */
 RN_INLINE void N(tile_write_rows)(const int WRITE, const int STREAM, const T *x, const T *dy, T *y, size_t rows,
                                   const N(columns) *of) {
     size_t row = 0, columns = of->columns;
-    for (; !STREAM && row + 4 <= rows; row += 4)
-        N(tile_write_of)(WRITE, STREAM, 4, x + row * columns, dy ? dy + row * columns : NULL, y + row * columns, of);
+    if (STREAM) {
+        N(stream_rows_of)(WRITE, x, dy, y, rows * columns, of);
+        return;
+    }
+    for (; row + 4 <= rows; row += 4)
+        N(tile_write_of)(WRITE, 4, x + row * columns, dy ? dy + row * columns : NULL, y + row * columns, of);
     for (; row < rows; row++)
-        N(tile_write_of)(WRITE, STREAM, 1, x + row * columns, dy ? dy + row * columns : NULL, y + row * columns, of);
+        N(tile_write_of)(WRITE, 1, x + row * columns, dy ? dy + row * columns : NULL, y + row * columns, of);
 }
 
-static void N(tile_write)(int write, int stream, int wide, const T *x, const T *dy, T *y, size_t rows,
-                          const N(columns) *of, const N(line) *lines, size_t inner) {
+/* stream: lines turned for writing past the caches, or NULL. */
+static void N(tile_write)(int write, int wide, const T *x, const T *dy, T *y, size_t rows, const N(columns) *of,
+                          const N(columns) *stream, const N(line) *lines, size_t inner) {
     if (wide) {
         for (size_t row = 0; row < rows; row++)
             for (size_t j = 0; j < of->columns; j++) {
@@ -719,22 +809,21 @@ static void N(tile_write)(int write, int stream, int wide, const T *x, const T *
             }
         return;
     }
-#define WRITE_ROWS(WRITE, STREAM) N(tile_write_rows)(WRITE, STREAM, x, dy, y, rows, of)
-    EACH_WAY_TO_WRITE(write, stream, WRITE_ROWS);
+#define WRITE_ROWS(WRITE, STREAM) N(tile_write_rows)(WRITE, STREAM, x, dy, y, rows, STREAM ? stream : of)
+    EACH_WAY_TO_WRITE(write, stream != NULL, WRITE_ROWS);
 #undef WRITE_ROWS
 }
 
 /* The sums of a group of rows: `columns` first sums, then as many others, both padded. */
 static void N(group_sums)(const N(job) *job, phase now, int wide, size_t first, size_t last, const N(columns) *of,
-                          const N(line) *lines, double *sums) {
+                          const N(columns) *stream, const N(line) *lines, double *sums) {
     memset(sums, 0, 2 * of->padded * sizeof(double));
     for (size_t row = first; row < last; row += TILE) {
         size_t rows = last - row < TILE ? last - row : TILE, at = row * of->columns;
         const T *dy = job->dy ? job->dy + at : NULL;
         N(tile_sums)(now, job->x + at, dy, rows, of, sums, sums + of->padded);
         if (job->fused)
-            N(tile_write)(job->write, job->stream, wide, job->x + at, dy, job->y + at, rows, of, lines,
-                          job->shape.inner);
+            N(tile_write)(job->write, wide, job->x + at, dy, job->y + at, rows, of, stream, lines, job->shape.inner);
     }
 }
 
@@ -765,55 +854,56 @@ static int N(any_wide)(const N(line) *lines, size_t channels) {
 
 static int N(channels_last)(N(job) *job, double nanoseconds) {
     rn_channel_shape s = job->shape;
-    N(columns) of = {.columns = s.channels * s.inner};
-    of.padded = (of.columns + LANES - 1) / LANES * LANES;
-    size_t groups = s.outer * of.columns / GROUP_ENTRIES, most = (s.outer + TILE - 1) / TILE, open = 0;
+    size_t columns = s.channels * s.inner, padded = (columns + LANES - 1) / LANES * LANES;
+    size_t groups = s.outer * columns / GROUP_ENTRIES, most = (s.outer + TILE - 1) / TILE, open = 0;
     if (groups > MOST_GROUPS) groups = MOST_GROUPS;
     if (groups > most) groups = most;
     if (groups < 1) groups = 1;
     N(line) *lines = rn_scratch(0, s.channels * sizeof *lines);
-    double *sums = rn_scratch(1, groups * 2 * of.padded * sizeof(double));
-    size_t spread_bytes = of.padded * (2 * sizeof(double) + 5 * sizeof(T));
-    double *spread = rn_scratch(2, spread_bytes);
-    if (lines == NULL || sums == NULL || spread == NULL) return -1;
-    of.wide_high = spread, of.wide_low = spread + of.padded;
-    of.high = (T *)(spread + 2 * of.padded), of.low = of.high + of.padded, of.level = of.low + of.padded;
-    of.scale = of.level + of.padded, of.slope = of.scale + of.padded;
-    memset(spread, 0, spread_bytes);
+    double *sums = rn_scratch(1, groups * 2 * padded * sizeof(double));
+    char *room = rn_scratch(2, 2 * N(columns_bytes)(padded));
+    if (lines == NULL || sums == NULL || room == NULL) return -1;
+    N(columns) of = N(columns_in)(room, columns, padded, 0), turned, *stream = NULL;
+    if (job->stream) {
+        size_t head = vec_to_alignment(job->y, sizeof(T), LANES);
+        turned = N(columns_in)(room + N(columns_bytes)(padded), columns, padded, head);
+        stream = &turned;
+    }
     phase now = job->first;
     for (size_t channel = 0; channel < s.channels; channel++) {
         N(begin)(job, channel, lines + channel);
         if (!lines[channel].done && open++ == 0) now = lines[channel].next;
     }
     N(spread_lines)(lines, s, &of);
+    if (stream) N(spread_lines)(lines, s, stream);
     int wide = N(any_wide)(lines, s.channels);
-    if (of.columns % LANES || ((uintptr_t)job->y & (REFNORM_VECTOR_BYTES - 1))) job->stream = 0;
     int threads = rn_threads(groups, nanoseconds);
     RN_PARALLEL(threads) {
         RN_SHARE(groups, first, last);
-        RN_SHARE(2 * of.padded, first_sum, last_sum);
+        RN_SHARE(2 * padded, first_sum, last_sum);
         size_t row, end;
         while (open) {
             for (size_t group = first; group < last; group++) {
                 rn_range(s.outer, groups, group, &row, &end);
-                N(group_sums)(job, now, wide, row, end, &of, lines, sums + group * 2 * of.padded);
+                N(group_sums)(job, now, wide, row, end, &of, stream, lines, sums + group * 2 * padded);
             }
             RN_BARRIER;
             for (size_t group = 1; group < groups; group++)
-                for (size_t i = first_sum; i < last_sum; i++) sums[i] += sums[group * 2 * of.padded + i];
+                for (size_t i = first_sum; i < last_sum; i++) sums[i] += sums[group * 2 * padded + i];
             RN_BARRIER;
             if (RN_THREAD == 0) {
-                open = N(finish_columns)(job, now, sums, of.padded, lines, &now);
+                open = N(finish_columns)(job, now, sums, padded, lines, &now);
                 N(spread_lines)(lines, s, &of);
+                if (stream) N(spread_lines)(lines, s, stream);
                 wide = N(any_wide)(lines, s.channels);
             }
             RN_BARRIER;
         }
         for (size_t group = job->y && !job->fused ? last : first; group-- > first;) {
             rn_range(s.outer, groups, group, &row, &end);
-            size_t at = row * of.columns;
-            N(tile_write)(job->write, job->stream, wide, job->x + at, job->dy ? job->dy + at : NULL, job->y + at,
-                          end - row, &of, lines, s.inner);
+            size_t at = row * columns;
+            N(tile_write)(job->write, wide, job->x + at, job->dy ? job->dy + at : NULL, job->y + at, end - row, &of,
+                          stream, lines, s.inner);
         }
         vec_fence();
     }

@@ -176,10 +176,63 @@ static void pack(const int8_t *q, size_t q_stride, size_t depth, size_t width, i
     }
 }
 
+#if VEC_SSE || VEC_AVX2 || VEC_AVX512
+/* Four entries of the depth, `stride` bytes apart, of 16 columns, side by side: bytes, then pairs of bytes, change places. */
+RN_INLINE void interleave_four(const int8_t *q, size_t stride, int8_t *to) {
+    __m128i row[4];
+    for (size_t i = 0; i < 4; i++) row[i] = _mm_loadu_si128((const __m128i *)(const void *)(q + i * stride));
+    __m128i low[2] = {_mm_unpacklo_epi8(row[0], row[1]), _mm_unpacklo_epi8(row[2], row[3])};
+    __m128i high[2] = {_mm_unpackhi_epi8(row[0], row[1]), _mm_unpackhi_epi8(row[2], row[3])};
+    __m128i *target = (__m128i *)(void *)to;
+    _mm_storeu_si128(target, _mm_unpacklo_epi16(low[0], low[1]));
+    _mm_storeu_si128(target + 1, _mm_unpackhi_epi16(low[0], low[1]));
+    _mm_storeu_si128(target + 2, _mm_unpacklo_epi16(high[0], high[1]));
+    _mm_storeu_si128(target + 3, _mm_unpackhi_epi16(high[0], high[1]));
+}
+#endif
+
+/* Four entries of the depth from `q` on, of `columns` <= COLUMNS columns, as a panel has them; zeros from `rows` on. */
+RN_INLINE void pack_four(const int8_t *q, size_t stride, size_t rows, size_t columns, int8_t *to) {
+#if VEC_AVX2 || VEC_AVX512
+    if (rows == 4 && columns == COLUMNS) {
+        for (size_t j = 0; j < COLUMNS; j += 16) interleave_four(q + j, stride, to + 4 * j);
+        return;
+    }
+#endif
+    memset(to, 0, PAIRED);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < columns; j++) to[4 * j + i] = q[i * stride + j];
+}
+
+static void pack_columns(const int8_t *q, size_t q_stride, size_t depth, size_t width, int8_t *packed, int32_t *sums) {
+    size_t deep = padded_depth(depth), wide = padded_width(width);
+    int threads = rn_threads(wide / COLUMNS, 0.1 * (double)deep * (double)wide);
+    RN_PARALLEL(threads) {
+        RN_SHARE(wide / COLUMNS, first, last);
+        for (size_t n = first * COLUMNS; n < last * COLUMNS; n += COLUMNS) {
+            int8_t *panel = packed + n * deep;
+            size_t columns = width - n < COLUMNS ? width - n : COLUMNS;
+            vi32 sum[2] = {vi32_set(0), vi32_set(0)};
+            for (size_t k = 0; k < deep; k += 4, panel += PAIRED) {
+                size_t rows = depth <= k ? 0 : depth - k < 4 ? depth - k : 4;
+                pack_four(rows ? q + k * q_stride + n : q, q_stride, rows, columns, panel);
+                for (size_t j = 0; j < 2; j++)
+                    sum[j] = dot_wide(sum[j], vi32_set(0x01010101), vi32_load_bytes(panel + j * REFNORM_VECTOR_BYTES));
+            }
+            vi32_store(sums + n, sum[0]);
+            vi32_store(sums + n + LANES, sum[1]);
+        }
+    }
+}
+
 /* What becomes of a tile of exact sums. */
 typedef struct {
-    int32_t *integers; /* NULL, or the sums' place */
-    float *out;        /* or the dequantized results' */
+    const int8_t *times; /* NULL, or factors of the left operand's columns */
+    int32_t *integers;   /* NULL, or the sums' place */
+    void *scaled;      /* NULL, or the place of their products with `power`, then `factor` */
+    int doubles;       /* whether those are float64 */
+    double power, factor;
+    float *out; /* or the dequantized results' */
     size_t stride;
     const float *largest, *scale, *bias;
     const float *large, *weights; /* (rows, count) entries of outlier columns, (count, wide) weights */
@@ -202,6 +255,25 @@ static __attribute__((noinline)) void finish_tile(float *tile, size_t rows, size
             vf32_store_part(to->out + at + i, part, y);
         }
     }
+}
+
+/* A row of a tile, `columns` of it, times the target's factors in float64. */
+RN_INLINE void store_scaled(const vi32 *sum, size_t at, size_t columns, const exact_target *to) {
+    vf64 power = vf64_set(to->power), factor = vf64_set(to->factor), y[4];
+    for (size_t i = 0; i < 4; i++) {
+        vf32 integers = (vf32)sum[i / 2];
+        y[i] = vf64_from_vi32h((vi32h)(i % 2 ? vf32_high(integers) : vf32_low(integers))) * power * factor;
+    }
+    if (to->doubles) {
+        double *target = (double *)to->scaled + at;
+        for (size_t i = 0; i < 4 && i * VF64 < columns; i++)
+            vf64_store_part(target + i * VF64, columns - i * VF64 < VF64 ? columns - i * VF64 : VF64, y[i]);
+        return;
+    }
+    float *target = (float *)to->scaled + at;
+    for (size_t i = 0; i < 2 && i * LANES < columns; i++)
+        vf32_store_part(target + i * LANES, columns - i * LANES < LANES ? columns - i * LANES : LANES,
+                        vf32_from_vf64(y[2 * i], y[2 * i + 1]));
 }
 
 RN_INLINE void exact_tile(const int way, const int rows, const uint8_t *a, size_t deep, const int8_t *panel,
@@ -237,6 +309,11 @@ RN_INLINE void exact_tile(const int way, const int rows, const uint8_t *a, size_
         }
         for (int r = 0; r < rows && columns < COLUMNS; r++)
             memcpy(to->integers + (row + (size_t)r) * to->stride + n, edge + r * COLUMNS, columns * sizeof *edge);
+        return;
+    }
+    if (to->scaled != NULL) {
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) store_scaled(sum[r], (row + (size_t)r) * to->stride + n, columns, to);
         return;
     }
     float edge[ROWS * COLUMNS] __attribute__((aligned(64)));
@@ -284,7 +361,11 @@ static __attribute__((noinline)) void exact_rows(const int way, const int8_t *a,
             const int8_t *source = a + (begin + r) * a_stride;
             uint8_t *copy = room + r * deep;
             uint8_t shift = way == WIDE ? 0x80 : 0;
-            for (size_t k = 0; k < depth; k++) copy[k] = (uint8_t)source[k] ^ shift;
+            const int8_t *times = target->times;
+            if (times == NULL)
+                for (size_t k = 0; k < depth; k++) copy[k] = (uint8_t)source[k] ^ shift;
+            else
+                for (size_t k = 0; k < depth; k++) copy[k] = (uint8_t)((uint8_t)source[k] * (uint8_t)times[k]) ^ shift;
             for (size_t k = depth; k < deep; k++) copy[k] = 0;
         }
         for (size_t n = from; n < to; n += COLUMNS)
@@ -337,6 +418,13 @@ static int matmul(const int8_t *a, size_t a_stride, size_t rows, size_t depth, c
                   const int32_t *sums, size_t width, int32_t *c, size_t c_stride) {
     exact_target target = {.integers = c, .stride = c_stride};
     return exact_product(EXACT_WAY, a, a_stride, rows, depth, packed, sums, width, &target);
+}
+
+static int scaled(int wide, const int8_t *a, const int8_t *times, size_t rows, size_t depth, const int8_t *packed,
+                  const int32_t *sums, size_t width, double power, double scale, void *y) {
+    exact_target target = {
+        .times = times, .scaled = y, .doubles = wide, .power = power, .factor = scale, .stride = width};
+    return exact_product(EXACT_WAY, a, depth, rows, depth, packed, sums, width, &target);
 }
 
 /* ---- exact products of few rows, without packing ------------------------------------------------------------------
@@ -905,6 +993,8 @@ RN_TABLE(int8) = {
     .padded_width = padded_width,
     .packed_bytes = packed_bytes,
     .pack = pack,
+    .pack_columns = pack_columns,
+    .scaled = scaled,
     .matmul = matmul,
     .matmul_rows = matmul_rows,
     .row_constants = row_constants,

@@ -35,12 +35,18 @@ typedef struct {
     size_t (*packed_bytes)(size_t depth, size_t width);
     /* q (width, depth), rows `q_stride` bytes apart. `sums`: padded_width column sums, from 0 on. */
     void (*pack)(const int8_t *q, size_t q_stride, size_t depth, size_t width, int8_t *packed, int32_t *sums);
+    /* The same of the transpose: q (depth, width). */
+    void (*pack_columns)(const int8_t *q, size_t q_stride, size_t depth, size_t width, int8_t *packed, int32_t *sums);
     /* to (columns, rows) = from (rows, columns) with its axes exchanged; both contiguous. */
     void (*transpose)(const int8_t *from, size_t rows, size_t columns, int8_t *to);
     /* c[t, n] = sum_k a[t, k] q[n, k]; q holds no -128. 0, or -1 without memory. */
     int (*matmul)(const int8_t *a, size_t a_stride, size_t rows, size_t depth, const int8_t *packed,
                   const int32_t *sums, size_t width, int32_t *c, size_t c_stride);
-    /* The same for few rows, q (width, depth) not packed; a and c are contiguous. 1 if q holds -128: c is then unfinished. */
+    /* y[t, n] = (sum_k a[t, k] times[k] q[n, k]) power scale in float64, rounded to float, or to double if `wide`. The
+     * products a times fit 8 bits; `times` NULL: they are 1. a and y are contiguous. 0, or -1 without memory. */
+    int (*scaled)(int wide, const int8_t *a, const int8_t *times, size_t rows, size_t depth, const int8_t *packed,
+                  const int32_t *sums, size_t width, double power, double scale, void *y);
+    /* The same as matmul for few rows, q (width, depth) not packed; a and c are contiguous. 1 if q holds -128: c is then unfinished. */
     int (*matmul_rows)(const int8_t *a, size_t rows, size_t depth, const int8_t *q, size_t width, int32_t *c);
     /* One pass over x: largest |x| of each row, over entries below the threshold (0: over all), and outlier[k] = 1
      * where a column reaches it. Returns 1 if x holds NaN or infinity. `outlier` starts as zeros. */

@@ -987,6 +987,28 @@ RN_INLINE void N(shift_run)(const T *x, double scale, const double *powers, cons
     }
 }
 
+#if !WIDE
+/* Codes to nearest of 8 bits with one power of 2, by products with the reciprocal where those are sure: how many. */
+static size_t N(shift_by_products)(const T *x, double scale, double power, int highest, size_t length, int8_t *y) {
+    N(product) product;
+    if (!N(product_of)((T)(scale / power), 0, -highest, highest, &product)) return 0;
+    VT ignored = {0};
+    vi32 to_code = -(vi32)vf32_set(SHIFT);
+    size_t i = 0;
+    for (; i + 4 * LANES <= length; i += 4 * LANES) {
+        vi32 four[4];
+        VT farthest = {0};
+#pragma GCC unroll 4
+        for (size_t k = 0; k < 4; k++)
+            four[k] = (vi32)N(shifted_product)(V(load)(x + i + k * LANES), product, &ignored, &farthest) + to_code;
+        store_bytes_of_four((uint8_t *)y + i, four, 0, 0);
+        if (__builtin_expect(ANY((VI)(farthest > product.most)), 0))
+            N(shift_run)(x + i, scale, &power, NULL, (double)highest, 4 * LANES, y + i, 1, 0, 0);
+    }
+    return i;
+}
+#endif
+
 static void N(shift_piece)(int bytes, const T *x, double scale, const double *powers, const double *random, double highest,
                            size_t length, void *y, int columns) {
 #define RUN(BYTES, RANDOM, COLUMNS) N(shift_run)(x, scale, powers, random, highest, length, y, BYTES, RANDOM, COLUMNS)
@@ -996,9 +1018,13 @@ static void N(shift_piece)(int bytes, const T *x, double scale, const double *po
         RUN(1, 1, 0);
     else if (bytes && columns)
         RUN(1, 0, 1);
-    else if (bytes)
+    else if (bytes) {
+#if !WIDE
+        size_t done = N(shift_by_products)(x, scale, powers[0], (int)highest, length, y);
+        x += done, length -= done, y = (int8_t *)y + done;
+#endif
         RUN(1, 0, 0);
-    else if (random && columns)
+    } else if (random && columns)
         RUN(0, 1, 1);
     else if (random)
         RUN(0, 1, 0);

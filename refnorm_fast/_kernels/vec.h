@@ -349,6 +349,15 @@ RN_INLINE vf64 vf64_from_half(vf32h x) {
     return __builtin_convertvector(x, vf64);
 #endif
 }
+RN_INLINE vf64 vf64_from_vi32h(vi32h x) {
+#if VEC_AVX512
+    return (vf64)_mm512_cvtepi32_pd((__m256i)x);
+#elif VEC_AVX2
+    return (vf64)_mm256_cvtepi32_pd((__m128i)x);
+#else
+    return __builtin_convertvector(x, vf64);
+#endif
+}
 RN_INLINE vf32h vf64_to_half(vf64 x) {
 #if VEC_AVX512
     return (vf32h)_mm512_cvtpd_ps((__m512d)x);

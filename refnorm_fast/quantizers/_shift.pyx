@@ -3,11 +3,25 @@
 import numpy
 
 cimport numpy as np
+from libc.float cimport DBL_MIN, FLT_MIN
+from libc.math cimport frexp, isinf, ldexp, nextafter, nextafterf
+from libc.stdint cimport int8_t
 
 np.import_array()
 
 include "../_kernels/rows.pxi"
 include "quantize.pxi"
+
+cdef extern from "int8.h":
+    ctypedef struct rn_int8_table:
+        size_t (*padded_width)(size_t width) nogil
+        size_t (*packed_bytes)(size_t depth, size_t width) nogil
+        void (*pack)(const int8_t *q, size_t q_stride, size_t depth, size_t width, int8_t *packed, int32_t *sums) nogil
+        void (*pack_columns)(const int8_t *q, size_t q_stride, size_t depth, size_t width, int8_t *packed,
+                             int32_t *sums) nogil
+        int (*scaled)(int wide, const int8_t *a, const int8_t *times, size_t rows, size_t depth, const int8_t *packed,
+                      const int32_t *sums, size_t width, double power, double scale, void *y) nogil
+    const rn_int8_table *rn_int8() nogil
 
 from refnorm.quantizers import ShiftQuantized, _shift_quant
 
@@ -31,23 +45,75 @@ cdef rn_layout _channels_along(np.ndarray x, int axis):
     return layout
 
 
-cdef _ranges(np.ndarray x, rn_layout layout, int axis):
-    """The largest magnitude of each channel, as `x` has dimensions; None if an entry is not finite."""
-    cdef np.npy_intp channels = layout.channels
-    cdef np.ndarray low = rn_empty(1, &channels, np.PyArray_TYPE(x)), high = rn_empty(1, &channels, np.PyArray_TYPE(x))
+cdef rn_layout _all_together(np.ndarray x):
+    """The layout of one channel."""
+    cdef rn_layout layout
+    layout.outer = layout.channels = 1
+    layout.inner = np.PyArray_SIZE(x)
+    return layout
+
+
+cdef class _Groups:
+    """Shifts, powers of 2 and the scale of an array's channels."""
+
+    cdef np.ndarray shift, powers
+    cdef double scale
+
+    cdef int8_t *shifts(self) noexcept:
+        return <int8_t *> np.PyArray_DATA(self.shift)
+
+
+cdef _Groups _grouped(np.ndarray x, rn_layout layout, int n_groups, int highest):
+    """The groups of `x`, contiguous and not empty; None if an entry is not finite."""
+    cdef _Groups groups = _Groups()
+    cdef np.npy_intp channels = layout.channels, c
+    cdef int type = np.PyArray_TYPE(x), exponent, top_exponent, shift
+    cdef np.ndarray low = rn_empty(1, &channels, type), high = rn_empty(1, &channels, type)
+    cdef double *range_of
+    cdef double largest = 0, top, significand
     if not _extremes(x, layout, low, high):
         return None
-    shape = [1] * np.PyArray_NDIM(x)
-    shape[axis] = channels
-    return numpy.maximum(high, numpy.negative(low, out=low), out=high).reshape(shape)
+    groups.shift, groups.powers = rn_empty(1, &channels, np.NPY_INT8), rn_empty(1, &channels, np.NPY_DOUBLE)
+    range_of = <double *> np.PyArray_DATA(groups.powers)
+    for c in range(channels):
+        if type == np.NPY_FLOAT:
+            range_of[c] = max(-(<float *> np.PyArray_DATA(low))[c], (<float *> np.PyArray_DATA(high))[c])
+        else:
+            range_of[c] = max(-(<double *> np.PyArray_DATA(low))[c], (<double *> np.PyArray_DATA(high))[c])
+        largest = max(largest, range_of[c])
+    # As in the reference: the quotient of two significands costs one power of 2 if it is below 1.
+    top = frexp(largest, &top_exponent)
+    for c in range(channels):
+        shift = n_groups - 1
+        if range_of[c] > 0:
+            significand = frexp(range_of[c], &exponent)
+            shift = min(max(top_exponent - exponent - (top < significand), 0), shift)
+        groups.shifts()[c] = <int8_t> shift
+        range_of[c] = ldexp(1, shift)
+    groups.scale = _scale_of(largest, highest, type == np.NPY_FLOAT)
+    return groups
 
 
-cdef _codes(np.ndarray x, rn_layout layout, double scale, np.ndarray powers, int highest, np.ndarray q, rng):
+cdef double _scale_of(double largest, int highest, bint single) noexcept:
+    """``max(largest / highest, smallest normal number)`` in the array's type, below what overflows again; 1 for 0."""
+    cdef float one
+    cdef double scale
+    if largest == 0:
+        return 1
+    if single:
+        one = max(<float> largest / <float> highest, FLT_MIN)
+        return nextafterf(one, 0) if isinf(<float> (one * <float> highest)) else one
+    scale = max(largest / highest, DBL_MIN)
+    return nextafter(scale, 0) if isinf(scale * highest) else scale
+
+
+cdef _codes(np.ndarray x, rn_layout layout, _Groups groups, int highest, np.ndarray q, rng):
     """Fill `q`. Random numbers are drawn in the order of the entries, in pieces."""
     cdef size_t total = np.PyArray_SIZE(x), begin = 0, end
     cdef void *source = np.PyArray_DATA(x)
     cdef void *to = np.PyArray_DATA(q)
-    cdef const double *factors = <const double *> np.PyArray_DATA(powers)
+    cdef const double *powers = <const double *> np.PyArray_DATA(groups.powers)
+    cdef double scale = groups.scale
     cdef const double *numbers
     cdef np.ndarray drawn
     cdef bint single = np.PyArray_TYPE(x) == np.NPY_FLOAT, bytes = np.PyArray_TYPE(q) == np.NPY_INT8
@@ -60,9 +126,9 @@ cdef _codes(np.ndarray x, rn_layout layout, double scale, np.ndarray powers, int
             numbers = <const double *> np.PyArray_DATA(drawn)
         with nogil:
             if single:
-                rn_quantize().shift_codes_f32(bytes, <float *> source, scale, factors, numbers, highest, layout, begin, end, to)
+                rn_quantize().shift_codes_f32(bytes, <float *> source, scale, powers, numbers, highest, layout, begin, end, to)
             else:
-                rn_quantize().shift_codes_f64(bytes, <double *> source, scale, factors, numbers, highest, layout, begin, end, to)
+                rn_quantize().shift_codes_f64(bytes, <double *> source, scale, powers, numbers, highest, layout, begin, end, to)
         begin = end
 
 
@@ -103,26 +169,26 @@ def shift_quantize(g, *, bits=4, n_groups=4, axis=-1, rounding="stochastic", rng
     >>> found.q, (7 * found.dequantize()).round(9)
     (array([[ 7,  5, -6]], dtype=int8), array([[56., 20., -6.]]))
     """
-    cdef np.ndarray x = _float_array(g, "g"), powers, q
+    cdef np.ndarray x = _float_array(g, "g"), q
     cdef rn_layout layout
-    cdef int ndim = np.PyArray_NDIM(x), channel
-    ranges = None
+    cdef _Groups groups = None
+    cdef int ndim = np.PyArray_NDIM(x), channel, highest
     if (np.PyArray_SIZE(x) and axis.__class__ is int and -ndim <= axis < ndim and bits.__class__ is int
             and n_groups.__class__ is int and bits >= 2 and n_groups >= 1 and bits + n_groups <= 17
             and (rounding == "nearest" or (rounding == "stochastic" and isinstance(rng, numpy.random.Generator)))):
         channel = axis % ndim
+        highest = (1 << (<int> bits - 1)) - 1
         x = _plain(x)
-        layout = _channels_along(x, channel)
-        ranges = _ranges(x, layout, channel)
-    if ranges is None:
+        layout = _channels_along(x, channel) if n_groups > 1 else _all_together(x)
+        groups = _grouped(x, layout, n_groups, highest)
+    if groups is None:
         return _shift_quant.shift_quantize(g, bits=bits, n_groups=n_groups, axis=axis, rounding=rounding, rng=rng)
-    highest = _shift_quant._highest(bits, n_groups)
-    shift = _shift_quant._shifts(ranges, n_groups)
-    scale = _shift_quant._scale(ranges.max(initial=0), highest)
-    powers = <np.ndarray> numpy.ldexp(1.0, shift.ravel().astype(numpy.int32))
     q = rn_empty(ndim, np.PyArray_DIMS(x), np.NPY_INT8 if bits <= 8 else np.NPY_INT16)
-    _codes(x, layout, float(scale), powers, highest, q, rng if rounding == "stochastic" else None)
-    return ShiftQuantized(q, shift, scale, n_groups)
+    _codes(x, layout, groups, highest, q, rng if rounding == "stochastic" else None)
+    shape = [1] * ndim
+    shape[channel] = np.PyArray_DIM(x, channel)
+    shift = groups.shift.reshape(shape) if n_groups > 1 else numpy.zeros(shape, numpy.int8)
+    return ShiftQuantized(q, shift, numpy.array(groups.scale, x.dtype), n_groups)
 
 
 cdef bint _is_int8_matrix(array) noexcept:
@@ -246,6 +312,17 @@ def shift_linear_vjp(x, weight, *, forward_bits=4, grad_bits=4, n_groups=4, rng=
     Parameters and errors are those of :func:`refnorm.quantizers.shift_linear_vjp`, and so are all results, bit for bit
     wherever the pullback works on integers.
     """
+    if _suits(x, weight, forward_bits) and (grad_bits is None or (
+        _is_whole(grad_bits, 2, 8) and _is_whole(n_groups, 1, 8) and isinstance(rng, numpy.random.Generator)
+    )):
+        layer = _Layer.of(x, weight, forward_bits)
+        if layer is not None:
+            return layer.outputs(), lambda dy: layer.back(dy, grad_bits, n_groups, rng)
+    return _composed(x, weight, forward_bits, grad_bits, n_groups, rng)
+
+
+def _composed(x, weight, forward_bits, grad_bits, n_groups, rng):
+    """The layer of the functions above, for every kind of argument."""
     x, weight = _checks.float_array(x, "x", ndim=2), _checks.float_array(weight, "weight", ndim=2)
     _checks.same_dtype("x", x, weight=weight)
     _checks.shape(x, "x", (len(x), len(weight)))
@@ -257,14 +334,162 @@ def shift_linear_vjp(x, weight, *, forward_bits=4, grad_bits=4, n_groups=4, rng=
     codes = shift_quantize(x, bits=forward_bits, n_groups=1, rounding="nearest")
     weights = shift_quantize(weight, bits=forward_bits, n_groups=1, rounding="nearest")
     y = shift_matmul(codes, weights.q, weights.scale)
+    return y, lambda dy: _composed_back(codes, weights, dy, grad_bits, n_groups, rng)
 
-    def pullback(dy):
-        dy = numpy.asarray(dy)
-        if grad_bits is None:
-            return dy @ weights.dequantize().T, codes.dequantize().T @ dy
-        by_output = shift_quantize(dy, bits=grad_bits, n_groups=n_groups, rng=rng)
-        by_example = shift_quantize(dy.T, bits=grad_bits, n_groups=n_groups, rng=rng)
-        dx = shift_matmul(by_output, weights.q.T, weights.scale)
-        return dx, shift_matmul(by_example, codes.q, codes.scale).T
 
-    return y, pullback
+def _composed_back(codes, weights, dy, grad_bits, n_groups, rng):
+    dy = numpy.asarray(dy)
+    if grad_bits is None:
+        return dy @ weights.dequantize().T, codes.dequantize().T @ dy
+    by_output = shift_quantize(dy, bits=grad_bits, n_groups=n_groups, rng=rng)
+    by_example = shift_quantize(dy.T, bits=grad_bits, n_groups=n_groups, rng=rng)
+    dx = shift_matmul(by_output, weights.q.T, weights.scale)
+    return dx, shift_matmul(by_example, codes.q, codes.scale).T
+
+
+# ---- the layer with codes of 8 bits ------------------------------------------------------------------------------------
+
+
+cdef bint _is_whole(number, int low, int high):
+    return number.__class__ is int and low <= number <= high
+
+
+cdef bint _suits(x, weight, forward_bits):
+    """Whether both are matrices that match, not empty, of a depth whose sums 32 bits hold."""
+    cdef np.ndarray left, right
+    if type(x) is not np.ndarray or type(weight) is not np.ndarray or not _is_whole(forward_bits, 2, 8):
+        return False
+    left, right = <np.ndarray> x, <np.ndarray> weight
+    return (np.PyArray_TYPE(left) in (np.NPY_FLOAT, np.NPY_DOUBLE) and np.PyArray_TYPE(left) == np.PyArray_TYPE(right)
+            and np.PyArray_NDIM(left) == 2 and np.PyArray_NDIM(right) == 2
+            and np.PyArray_ISNOTSWAPPED(left) and np.PyArray_ISNOTSWAPPED(right)
+            and np.PyArray_DIM(left, 1) == np.PyArray_DIM(right, 0)
+            and 0 < np.PyArray_SIZE(left) and 0 < np.PyArray_SIZE(right)
+            and max(np.PyArray_DIM(left, 0), np.PyArray_DIM(left, 1), np.PyArray_DIM(right, 1)) <= <np.npy_intp> MOST_TERMS)
+
+
+cdef class _Panels:
+    """Codes in the order in which products read them."""
+
+    cdef const rn_int8_table *table
+    cdef np.ndarray room
+    cdef size_t depth, width
+    cdef int8_t *codes
+    cdef int32_t *sums
+
+    def __cinit__(self, np.ndarray q, bint columns):
+        """The right operand is `q` (depth, width) if `columns`, else the transpose of `q` (width, depth)."""
+        cdef const int8_t *source = <const int8_t *> np.PyArray_DATA(q)
+        cdef size_t stride = q.shape[1], before, bytes
+        cdef np.npy_intp total
+        self.table = rn_int8()
+        self.depth, self.width = q.shape[not columns], q.shape[columns]
+        before = 4 * self.table.padded_width(self.width) + 64
+        bytes = self.table.packed_bytes(self.depth, self.width)
+        total = before + bytes + 64
+        self.room = rn_empty(1, &total, np.NPY_INT8)
+        self.sums = <int32_t *> ((<size_t> np.PyArray_DATA(self.room) + 63) // 64 * 64)
+        self.codes = <int8_t *> ((<size_t> self.sums + before - 1) // 64 * 64)
+        with nogil:
+            if columns:
+                self.table.pack_columns(source, stride, self.depth, self.width, self.codes, self.sums)
+            else:
+                self.table.pack(source, stride, self.depth, self.width, self.codes, self.sums)
+
+    cdef np.ndarray times(self, np.ndarray q, np.ndarray factors, double power, double scale, int type):
+        """``q @ panels * power * scale``; `factors`, or None, belong to the columns of `q`."""
+        cdef np.npy_intp shape[2]
+        shape[0], shape[1] = q.shape[0], self.width
+        cdef np.ndarray y = rn_empty(2, shape, type)
+        cdef const int8_t *codes = <const int8_t *> np.PyArray_DATA(q)
+        cdef const int8_t *each = NULL if factors is None else <const int8_t *> np.PyArray_DATA(factors)
+        cdef void *target = np.PyArray_DATA(y)
+        cdef size_t rows = q.shape[0]
+        cdef int wide = type == np.NPY_DOUBLE, failed
+        with nogil:
+            failed = self.table.scaled(wide, codes, each, rows, self.depth, self.codes, self.sums, self.width, power,
+                                       scale, target)
+        if failed:
+            raise MemoryError("no memory for a block of rows")
+        return y
+
+
+cdef class _Layer:
+    """Codes of a layer's inputs (T, I) and weights (I, O), and their scales."""
+
+    cdef np.ndarray inputs, weights
+    cdef double input_scale, weight_scale
+    cdef int type
+
+    @staticmethod
+    cdef _Layer of(np.ndarray x, np.ndarray weight, int bits):
+        """The layer, or None if an entry is not finite."""
+        cdef _Layer layer = _Layer()
+        layer.type = np.PyArray_TYPE(x)
+        layer.inputs = _one_scale(x, bits, &layer.input_scale)
+        if layer.inputs is None:
+            return None
+        layer.weights = _one_scale(weight, bits, &layer.weight_scale)
+        return None if layer.weights is None else layer
+
+    cdef outputs(self):
+        cdef _Panels panels = _Panels(self.weights, True)
+        return panels.times(self.inputs, None, 1, self.input_scale * self.weight_scale, self.type)
+
+    cdef back(self, given, grad_bits, n_groups, rng):
+        cdef np.ndarray dy, turned, by_output, by_example
+        cdef _Groups outputs, examples
+        cdef rn_layout layout
+        cdef int highest, groups
+        cdef double power
+        given = numpy.asarray(given)
+        dtype = numpy.float32 if self.type == np.NPY_FLOAT else numpy.float64
+        if grad_bits is not None:
+            highest, groups = (1 << (<int> grad_bits - 1)) - 1, n_groups
+            if (given.dtype == dtype and given.shape == (self.inputs.shape[0], self.weights.shape[1])
+                    and highest << (groups - 1) <= 127):
+                dy = _plain(given)
+                outputs = _grouped(dy, _channels_along(dy, 1), groups, highest)
+                examples = _grouped(dy, _channels_along(dy, 0), groups, highest)
+                if outputs is not None and examples is not None:
+                    power = ldexp(1, 1 - groups)
+                    by_output = rn_empty(2, np.PyArray_DIMS(dy), np.NPY_INT8)
+                    _codes(dy, _channels_along(dy, 1), outputs, highest, by_output, rng)
+                    turned = _in_order(dy.T)
+                    by_example = rn_empty(2, np.PyArray_DIMS(turned), np.NPY_INT8)
+                    _codes(turned, _channels_along(turned, 1), examples, highest, by_example, rng)
+                    dx = _Panels(self.weights, False).times(by_output, _raised(outputs, groups), power,
+                                                            outputs.scale * self.weight_scale, self.type)
+                    dweight = _Panels(self.inputs, True).times(by_example, _raised(examples, groups), power,
+                                                               examples.scale * self.input_scale, self.type)
+                    return dx, dweight.T
+        codes, weights = _quantized(self.inputs, self.input_scale, dtype), _quantized(self.weights, self.weight_scale, dtype)
+        return _composed_back(codes, weights, given, grad_bits, n_groups, rng)
+
+
+cdef _quantized(np.ndarray q, double scale, dtype):
+    return ShiftQuantized(q, numpy.zeros((1, q.shape[1]), numpy.int8), numpy.array(scale, dtype), 1)
+
+
+cdef np.ndarray _one_scale(np.ndarray x, int bits, double *scale):
+    """Codes of 8 bits with one scale, to nearest; None if an entry is not finite."""
+    cdef int highest = (1 << (bits - 1)) - 1
+    cdef np.ndarray q
+    x = _plain(x)
+    cdef _Groups groups = _grouped(x, _all_together(x), 1, highest)
+    if groups is None:
+        return None
+    scale[0] = groups.scale
+    q = rn_empty(2, np.PyArray_DIMS(x), np.NPY_INT8)
+    _codes(x, _all_together(x), groups, highest, q, None)
+    return q
+
+
+cdef np.ndarray _raised(_Groups groups, int n_groups):
+    """``2^(n_groups - 1 - shift)`` of each channel."""
+    cdef np.ndarray factors = _fresh(groups.shift)
+    cdef int8_t *to = <int8_t *> np.PyArray_DATA(factors)
+    cdef np.npy_intp c
+    for c in range(np.PyArray_SIZE(factors)):
+        to[c] = <int8_t> (1 << (n_groups - 1 - groups.shifts()[c]))
+    return factors

@@ -509,10 +509,13 @@ def test_masked_tokens(dtype: type) -> None:
 def test_results_too_large_for_the_caches() -> None:
     # non-temporal stores: large enough for any last-level cache that reports itself as up to 64 MiB
     rng = np.random.default_rng(0)
-    for shape in ((9000, 1008), (20, 10, 45001)):
+    for shape in ((9000, 1008), (9001, 1003), (20, 10, 45001)):
         x = rng.normal(size=shape).astype(np.float32)
         gain, bias, mean = rng.normal(size=(3, shape[1])).astype(np.float32)
         y = fast.batch_norm(x, gain, bias, mean, np.abs(mean), axes=places(x))
+        elsewhere = np.empty(x.size + 3, x.dtype)[3:].reshape(shape)
+        fast.batch_norm(x, gain, bias, mean, np.abs(mean), axes=places(x), out=elsewhere)
+        np.testing.assert_array_equal(elsewhere, y)
         for first in range(0, shape[0], shape[0] // 4):
             part = x[first : first + 1]
             np.testing.assert_array_equal(

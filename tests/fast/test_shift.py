@@ -92,6 +92,23 @@ def test_ties_and_the_ends_of_the_numbers(dtype: Any) -> None:
             )
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 0.3, 2.0**-126, 3.1e-36, 7e30])
+def test_next_to_ties(scale: float, dtype: Any) -> None:
+    """Products with a reciprocal stand in for quotients, except where these are near a tie."""
+    step = np.asarray(scale, dtype)
+    ties = (np.arange(-7, 7) + 0.5).astype(dtype) * step
+    near = [np.nextafter(ties, side, dtype=dtype) for side in (np.inf, -np.inf)]
+    x = np.concatenate(
+        [ties, *near, *(np.nextafter(each, 0, dtype=dtype) for each in near)] * 3 + [np.array([7, 0], dtype) * step]
+    )
+    for n_groups in (1, 3):
+        g = np.stack([x, x / 4]) if n_groups == 3 else x
+        options = {"bits": 4, "n_groups": n_groups, "axis": 0, "rounding": "nearest"}
+        same(fast.shift_quantize(g, **options), reference.shift_quantize(g, **options))
+
+
 @pytest.mark.parametrize("dtype", support.DTYPES)
 def test_layouts(dtype: Any) -> None:
     x = gradient((6, 10), dtype)
@@ -141,7 +158,47 @@ def test_linear(forward_bits: int, grad_bits: int | None, dtype: Any) -> None:
     identical(out, reference.shift_linear(x, weight, forward_bits=forward_bits))
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 31), (16, 64, 33), (129, 5, 8)])
+@pytest.mark.parametrize(("grad_bits", "n_groups"), [(2, 1), (4, 4), (5, 4), (3, 6), (8, 1)])
+def test_linear_of_every_width(grad_bits: int, n_groups: int, shape: tuple[int, int, int], dtype: Any) -> None:
+    examples, inputs, outputs = shape
+    x, weight = gradient((examples, inputs), dtype, 0), gradient((inputs, outputs), dtype, seed=1)
+    dy = gradient((examples, outputs), dtype, seed=2) + gradient((examples, outputs), dtype, 0, seed=3)
+    given = [(x, weight, dy), (np.asfortranarray(x), np.repeat(weight, 2, 1)[:, ::2], np.asfortranarray(dy))]
+    given += [(support.misaligned(x), support.misaligned(weight), dy.astype(np.float64)), (x * 0, weight, dy * 0)]
+    for each in given:
+        results = []
+        for side in (fast, reference):
+            options = {"grad_bits": grad_bits, "n_groups": n_groups, "rng": np.random.default_rng(4)}
+            y, pullback = side.shift_linear_vjp(*each[:2], **options)
+            results.append((y, *pullback(each[2])))
+        for found, expected in zip(*results, strict=True):
+            identical(found, expected)
+
+
+@pytest.mark.parametrize("dy", [np.ones((2, 3)), np.ones(3), np.full((5, 3), np.nan), np.ones((5, 3), int)])
+def test_errors_of_the_pullback_are_the_references(dy: AnyArray) -> None:
+    raised = []
+    for side in (reference, fast):
+        pullback = side.shift_linear_vjp(np.ones((5, 2)), np.ones((2, 3)), rng=np.random.default_rng(0))[1]
+        with pytest.raises((TypeError, ValueError)) as found:
+            pullback(dy)
+        raised.append((found.type, str(found.value)))
+    assert raised[0] == raised[1]
+
+
 def test_same_bits_for_any_number_of_threads() -> None:
+    rng = np.random.default_rng(0)
+    layer = [rng.standard_normal(shape, np.float32) for shape in ((300, 257), (257, 500), (300, 500))]
+    results = []
+    for count in (1, 2):
+        with support.threads(count):
+            y, pullback = fast.shift_linear_vjp(*layer[:2], rng=np.random.default_rng(1))
+            results.append((y, *pullback(layer[2])))
+    for one, other in zip(*results, strict=True):
+        identical(one, other)
     x = gradient((700, 300), np.float32)
     found = []
     for count in (1, 2):
