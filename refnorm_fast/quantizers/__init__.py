@@ -53,6 +53,14 @@ from refnorm_fast.quantizers._quantize import (
     range_fake_quantize,
     range_fake_quantize_vjp,
 )
+from refnorm_fast.quantizers._rounding import (
+    rectified_sigmoid,
+    rectified_sigmoid_vjp,
+    rounding_regulariser,
+    rounding_regulariser_vjp,
+    soft_quantize,
+    soft_quantize_vjp,
+)
 from refnorm_fast.quantizers._shift import shift_linear, shift_linear_vjp, shift_matmul, shift_quantize
 
 __all__ = [
@@ -92,15 +100,21 @@ __all__ = [
     "quantize_weight_int4",
     "range_fake_quantize",
     "range_fake_quantize_vjp",
+    "rectified_sigmoid",
+    "rectified_sigmoid_vjp",
     "rms_norm_absmax_quantize",
     "rms_norm_quantize",
     "round_bfloat16",
     "round_float16",
     "round_weight_bfloat16",
+    "rounding_regulariser",
+    "rounding_regulariser_vjp",
     "shift_linear",
     "shift_linear_vjp",
     "shift_matmul",
     "shift_quantize",
+    "soft_quantize",
+    "soft_quantize_vjp",
     "stochastic_round",
     "sulq_decode",
     "sulq_encode",
