@@ -63,35 +63,37 @@ RN_INLINE vf64 remainder_of(vf64 a, vf64 b, vf64 c) {
 #endif
 }
 
-/* a^power for a >= 0 that is 0 or normal, power >= 0; infinity and NaN as C's pow. The logarithm carries its rounding error,
- * since an error of power log(a) is a relative error of the result. */
-RN_INLINE vf64 power_of(vf64 a, vf64 power) {
+/* 2 / 3 + 2 / 5 z + 2 / 7 z^2 + ...: 2 artanh(s) = 2 s + s z times this, z = s^2 <= 0.0295. */
+static const double artanh_terms[10] = {2.0 / 3,  2.0 / 5,  2.0 / 7,  2.0 / 9,  2.0 / 11,
+                                        2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19, 2.0 / 21};
+
+/* a^power for a >= 0 that is 0 or normal, power >= 0; infinity and NaN as C's pow. For float64 results (`long_form`) the
+ * logarithm carries its rounding error, since an error of power log(a) is a relative error of the result. */
+RN_INLINE vf64 power_of(vf64 a, vf64 power, const int long_form) {
     vi64 zero = a == 0;
     vf64 x = vf64_select(zero | (vi64)(a == INFINITY), vf64_set(1.0), a);
     vu64 bits = (vu64)x, steps = (vu64)((vi64)(bits - 0x3fe6a09e667f3bcdULL) >> 52);
     vf64 k = (vf64)(steps + 0x4338000000000000ULL) - 0x1.8p52;
-    /* a = 2^k (1 + f), log(1 + f) = 2 artanh(s), s = f / (2 + f) = s + s_low */
-    vf64 f = (vf64)(bits - (steps << 52)) - 1.0, bottom = 2.0 + f, s = f / bottom;
-    vf64 lost = f - (bottom - 2.0), s_low = (remainder_of(f, s, bottom) - s * lost) / bottom;
-    vf64 z = s * s, series = vf64_fma(z, vf64_set(2.0 / 21), vf64_set(2.0 / 19));
-    series = vf64_fma(z, series, vf64_set(2.0 / 17));
-    series = vf64_fma(z, series, vf64_set(2.0 / 15));
-    series = vf64_fma(z, series, vf64_set(2.0 / 13));
-    series = vf64_fma(z, series, vf64_set(2.0 / 11));
-    series = vf64_fma(z, series, vf64_set(2.0 / 9));
-    series = vf64_fma(z, series, vf64_set(2.0 / 7));
-    series = vf64_fma(z, series, vf64_set(2.0 / 5));
-    series = vf64_fma(z, series, vf64_set(2.0 / 3));
+    /* a = 2^k (1 + f), log(1 + f) = 2 artanh(s + s_low), s + s_low = f / (2 + f) */
+    vf64 f = (vf64)(bits - (steps << 52)) - 1.0, bottom = 2.0 + f, inverse = 1.0 / bottom, s = f * inverse;
+    vf64 z = s * s, series = vf64_set(artanh_terms[long_form ? 9 : 5]);
+#pragma GCC unroll 9
+    for (int i = long_form ? 8 : 4; i >= 0; i--) series = vf64_fma(z, series, vf64_set(artanh_terms[i]));
     /* k log(2) in two parts, the first of which is exact, then 2 s, then what is small. */
     vf64 whole = k * 0x1.62e42fee00000p-1, twice = s + s, high = whole + twice;
-    vf64 rounded = vf64_select((vi64)(k == 0), (vf64){0}, twice - (high - whole));
-    vf64 low = rounded + vf64_fma(s * z, series, vf64_fma(k, vf64_set(0x1.a39ef35793c76p-33), s_low + s_low));
-    vf64 log = high + low, log_low = low - (log - high);
-    vf64 y = power * log, y_low = product_error(power, log, y) + power * log_low;
+    vf64 low = vf64_fma(s * z, series, k * 0x1.a39ef35793c76p-33);
+    if (long_form) {
+        vf64 lost = f - (bottom - 2.0), s_low = (remainder_of(f, s, bottom) - s * lost) * inverse;
+        low += vf64_select((vi64)(k == 0), (vf64){0}, twice - (high - whole)) + 2.0 * s_low;
+    }
+    vf64 log = high + low, y = power * log;
     vf64 bounded = vf64_min(vf64_set(711.0), vf64_max(vf64_set(-746.0), y));
-    vf64 n = vf64_exp_exponent(bounded) - VEC_RINT_MAGIC_WIDE;
-    vf64 rest = vf64_expm1_core(vf64_exp_reduce(bounded, n) + vf64_select((vi64)(y == bounded), y_low, (vf64){0}));
-    vf64 result = vf64_ldexp(1.0 + rest, n);
+    vf64 n = vf64_exp_exponent(bounded) - VEC_RINT_MAGIC_WIDE, t = vf64_exp_reduce(bounded, n);
+    if (long_form) {
+        vf64 y_low = product_error(power, log, y) + power * (low - (log - high));
+        t += vf64_select((vi64)(y == bounded), y_low, (vf64){0});
+    }
+    vf64 result = vf64_ldexp(1.0 + vf64_expm1_core(t), n);
     result = vf64_select(zero, (vf64){0}, result);
     result = vf64_select((vi64)(a == INFINITY), a, result);
     result = vf64_select((vi64)(a != a), a, result);

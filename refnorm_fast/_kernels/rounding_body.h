@@ -84,10 +84,10 @@ static void N(scaled)(const T *x, double factor, T *y, size_t count) {
 RN_INLINE VT N(power_below)(VT size, double exponent) {
     if (exponent == 2) return size;
 #if WIDE
-    return power_of(size, vf64_set(exponent - 1));
+    return power_of(size, vf64_set(exponent - 1), 1);
 #else
     vf64 below = vf64_set(exponent - 1);
-    return vf32_from_vf64(power_of(vf64_low(size), below), power_of(vf64_high(size), below));
+    return vf32_from_vf64(power_of(vf64_low(size), below, 0), power_of(vf64_high(size), below, 0));
 #endif
 }
 
@@ -117,7 +117,7 @@ static int N(regularise)(const T *h, T *slope, size_t count, double exponent, do
     double own_parts[16], *parts = blocks <= 16 ? own_parts : malloc(blocks * sizeof *parts), total = 0;
     if (parts == NULL) return -1;
     int stream = slope != NULL && N(streams)(count, 2, slope, NULL, NULL);
-    double nanoseconds = exponent == 2 ? 0.1 * sizeof(T) : 3.0;
+    double nanoseconds = exponent == 2 ? 0.1 * sizeof(T) : 2.0;
     EACH_BLOCK(count, nanoseconds, at, own) {
         parts[block] = N(regularise_block)(h + at, slope ? slope + at : NULL, own, exponent, stream);
     }

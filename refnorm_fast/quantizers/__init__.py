@@ -53,6 +53,7 @@ from refnorm_fast.quantizers._quantize import (
     range_fake_quantize,
     range_fake_quantize_vjp,
 )
+from refnorm_fast.quantizers._random_basis import BasisGenerator, nola_delta, nola_linear, nola_linear_vjp, nola_merge
 from refnorm_fast.quantizers._rounding import (
     rectified_sigmoid,
     rectified_sigmoid_vjp,
@@ -64,6 +65,7 @@ from refnorm_fast.quantizers._rounding import (
 from refnorm_fast.quantizers._shift import shift_linear, shift_linear_vjp, shift_matmul, shift_quantize
 
 __all__ = [
+    "BasisGenerator",
     "Int8Weight",
     "absmax_quantize",
     "additive_dequantize",
@@ -95,6 +97,10 @@ __all__ = [
     "matmul_tensorwise",
     "matmul_vectorwise",
     "matmul_zeropoint",
+    "nola_delta",
+    "nola_linear",
+    "nola_linear_vjp",
+    "nola_merge",
     "quantize",
     "quantize_weight",
     "quantize_weight_int4",
