@@ -1,4 +1,4 @@
-"""Learned roundings and random bases against PyTorch's compositions and the reference: in cache, in the last cache, in memory."""
+"""Learned roundings against PyTorch's compositions and the reference: in cache, in the last cache, in memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def race(name: str, shape: str, candidates: dict[str, Callable], exact: Callable
 
 
 def logits(count: int) -> np.ndarray:
-    return np.random.default_rng(0).uniform(-3, 3, count).astype(np.float32)
+    """None so close to an end of the relaxation that rounding decides on which side it lies."""
+    v = np.random.default_rng(0).uniform(-3, 3, count).astype(np.float32)
+    return np.where(np.abs(np.abs(v) - np.float32(np.log(11))) < 1e-4, np.float32(0), v)
 
 
 def rectified(count: int) -> dict:
