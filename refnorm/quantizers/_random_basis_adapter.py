@@ -112,9 +112,8 @@ class BasisGenerator:
         words = philox.random_raw((stop - start) * counts * WORDS_PER_COUNT)
         top = (words >> np.uint64(64 - FRACTION_BITS)).astype(np.float32)
         uniform = top * np.float32(2.0 ** (1 - FRACTION_BITS)) - np.float32(1)
-        scale = self.n_basis**-0.5 if self.scale is None else self.scale
         used = uniform.reshape(stop - start, counts * WORDS_PER_COUNT)[:, :size]
-        return (np.float32(scale) * used).reshape(stop - start, *self.shape)
+        return (np.float32(self._bound()) * used).reshape(stop - start, *self.shape)
 
     def combine(self, coefficients: Array[F], *, chunk: int = 64) -> Array[F]:
         """Return ``sum_i coefficients[i] basis[i]``.
@@ -169,6 +168,9 @@ class BasisGenerator:
         ]
         products: Array[F] = np.concatenate(parts)
         return products
+
+    def _bound(self) -> float:
+        return self.n_basis**-0.5 if self.scale is None else self.scale
 
     def _chunks(self, chunk: int) -> list[tuple[int, int]]:
         _checks.whole(chunk, "chunk", low=1)
@@ -430,15 +432,27 @@ def nola_linear_vjp(
     train_weight : bool
         If False, the weight is a constant and ``dweight`` is 0.
     """
+    return _nola_linear_vjp(x, weight, coefficients_a, coefficients_b, adapter, train_weight, BasisGenerator)
+
+
+def _nola_linear_vjp(
+    x: Array[F],
+    weight: Array[F],
+    coefficients_a: Array[F],
+    coefficients_b: Array[F],
+    adapter: NolaAdapter,
+    train_weight: bool,
+    kind: type[BasisGenerator],
+) -> tuple[Array[F], Pullback]:
     x = _checks.float_array(x, "x", min_ndim=1)
     weight = _checks.float_array(weight, "weight", ndim=2)
     coefficients_a = _checks.float_array(coefficients_a, "coefficients_a", ndim=1)
     coefficients_b = _checks.float_array(coefficients_b, "coefficients_b", ndim=1)
     _checks.same_dtype("x", x, weight=weight, coefficients_a=coefficients_a, coefficients_b=coefficients_b)
     _checks.shape(weight, "weight", adapter.shape)
-    basis_a, basis_b = _generators(adapter, coefficients_a, coefficients_b)
+    basis_a, basis_b = _generators(adapter, coefficients_a, coefficients_b, kind)
     # The factors are small and are kept; the bases, k and l times as large, are not.
-    a = basis_a.combine(coefficients_a) + _offset(adapter).astype(x.dtype)
+    a = basis_a.combine(coefficients_a) + _offset(adapter, kind).astype(x.dtype)
     b = basis_b.combine(coefficients_b)
     y, pull = lora_linear_vjp(x, weight, a, b, scale=adapter.scale, train_weight=train_weight)
 
@@ -472,11 +486,15 @@ def nola_delta(adapter: NolaAdapter) -> Array[Any]:
     >>> int(np.linalg.matrix_rank(nola_delta(replace(adapter, coefficients_b=np.ones(5)))))
     2
     """
+    return _nola_delta(adapter, BasisGenerator)
+
+
+def _nola_delta(adapter: NolaAdapter, kind: type[BasisGenerator]) -> Array[Any]:
     coefficients_a = _checks.float_array(adapter.coefficients_a, "coefficients_a", ndim=1)
     coefficients_b = _checks.float_array(adapter.coefficients_b, "coefficients_b", ndim=1)
     _checks.same_dtype("coefficients_a", coefficients_a, coefficients_b=coefficients_b)
-    basis_a, basis_b = _generators(adapter, coefficients_a, coefficients_b)
-    a = basis_a.combine(coefficients_a) + _offset(adapter).astype(coefficients_a.dtype)
+    basis_a, basis_b = _generators(adapter, coefficients_a, coefficients_b, kind)
+    a = basis_a.combine(coefficients_a) + _offset(adapter, kind).astype(coefficients_a.dtype)
     change: Array[Any] = float(adapter.scale) * (basis_b.combine(coefficients_b) @ a)
     return change
 
@@ -504,9 +522,13 @@ def nola_merge(weight: Array[F], adapter: NolaAdapter) -> Array[F]:
     array([[1., 0.],
            [0., 1.]])
     """
+    return _nola_merge(weight, adapter, BasisGenerator)
+
+
+def _nola_merge(weight: Array[F], adapter: NolaAdapter, kind: type[BasisGenerator]) -> Array[F]:
     weight = _checks.float_array(weight, "weight", ndim=2)
     _checks.shape(weight, "weight", adapter.shape)
-    change = nola_delta(adapter)
+    change = _nola_delta(adapter, kind)
     _checks.same_dtype("coefficients_a", change, weight=weight)
     merged: Array[F] = weight + change
     return merged
@@ -601,22 +623,22 @@ def parameter_count(shape: tuple[int, int], *, rank: int = 16, n_basis: tuple[in
 
 
 def _generators(
-    adapter: NolaAdapter, coefficients_a: Array[Any], coefficients_b: Array[Any]
+    adapter: NolaAdapter, coefficients_a: Array[Any], coefficients_b: Array[Any], kind: type[BasisGenerator]
 ) -> tuple[BasisGenerator, BasisGenerator]:
     _checks.not_empty(coefficients_a, "coefficients_a", (0,))
     _checks.not_empty(coefficients_b, "coefficients_b", (0,))
     outputs, inputs = adapter.shape
     return (
-        BasisGenerator(adapter.seed_a, (adapter.rank, inputs), len(coefficients_a)),
-        BasisGenerator(adapter.seed_b, (outputs, adapter.rank), len(coefficients_b)),
+        kind(adapter.seed_a, (adapter.rank, inputs), len(coefficients_a)),
+        kind(adapter.seed_b, (outputs, adapter.rank), len(coefficients_b)),
     )
 
 
-def _offset(adapter: NolaAdapter) -> Array[np.float32]:
+def _offset(adapter: NolaAdapter, kind: type[BasisGenerator]) -> Array[np.float32]:
     _checks.one_of(adapter.variant, "variant", VARIANTS)
     shape = (adapter.rank, adapter.shape[1])
     if adapter.variant == "pure":
         return np.zeros(shape, np.float32)
     # Kaiming uniform with a = sqrt 5, the usual start of a linear layer: +-1 / sqrt(inputs).
-    generator = BasisGenerator(adapter.seed_a + STREAM_OFFSET, shape, 1, scale=adapter.shape[1] ** -0.5)
+    generator = kind(adapter.seed_a + STREAM_OFFSET, shape, 1, scale=adapter.shape[1] ** -0.5)
     return generator.bases(0, 1).reshape(shape)

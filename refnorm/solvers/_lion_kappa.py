@@ -8,8 +8,8 @@ momentum = beta2 momentum - (1 - beta2) grad
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,8 @@ class Kappa:
     conjugate: Callable[[AnyArray], float]
     conjugate_gradient: Callable[[AnyArray], AnyArray]
     distance_to_domain: Callable[[AnyArray], float]
+    # What make_kappa was given, which tells a kernel all it needs; None for a function from elsewhere.
+    _options: Mapping[str, float] | None = field(default=None, init=False, repr=False, compare=False)
 
     def in_domain(self, y: AnyArray) -> bool:
         """Return whether the conjugate is finite at ``y``, but for rounding."""
@@ -146,7 +148,10 @@ def make_kappa(
     _checks.non_negative(threshold, "threshold")
     _checks.whole(k, "k", low=1)
     _checks.whole(axis, "axis")
-    return _CATALOGUE[name](power=power, axis=axis, width=width, threshold=threshold, k=k)
+    options: dict[str, Any] = {"power": power, "axis": axis, "width": width, "threshold": threshold, "k": k}
+    kappa = _CATALOGUE[name](**options)
+    object.__setattr__(kappa, "_options", options)
+    return kappa
 
 
 def lion_kappa_update(
@@ -736,8 +741,13 @@ def _relu(**_: Any) -> Kappa:
 def _topk(*, k: int, **_: Any) -> Kappa:
     def largest(z: AnyArray) -> AnyArray:
         _checks.whole(k, "k", low=1, high=z.size)
-        # A stable sort: of equal entries the first ones win.
-        return np.argsort(-np.abs(np.ravel(z)), kind="stable")[:k]
+        size = -np.abs(np.ravel(z))
+        # What a stable sort has in its first k places, NaN behind all numbers: of equal entries the first ones win.
+        last = np.partition(size, k - 1)[k - 1]
+        ahead, equal = (~np.isnan(size), np.isnan(size)) if np.isnan(last) else (size < last, size == last)
+        before = np.flatnonzero(ahead)
+        chosen = np.concatenate([before, np.flatnonzero(equal)[: k - len(before)]])
+        return chosen[np.argsort(size[chosen], kind="stable")]
 
     def gradient(z: AnyArray) -> AnyArray:
         chosen, flat = largest(z), np.ravel(z)

@@ -1,4 +1,4 @@
-/* Lion, AdamP, SGDP and AdaGrad, float32 and float64 from one body. */
+/* Lion, Lion-K, AdamP, SGDP and AdaGrad, float32 and float64 from one body. */
 #include "optimizer.h"
 
 #include <math.h>
@@ -87,6 +87,7 @@ static void sweep_all(const rn_optimizer_array *arrays, size_t count, double nan
 #define N(name) name##_f32
 #define WIDE 0
 #include "optimizer_body.h"
+#include "lion_kappa_body.h"
 #undef T
 #undef VT
 #undef VI
@@ -103,8 +104,10 @@ static void sweep_all(const rn_optimizer_array *arrays, size_t count, double nan
 #define N(name) name##_f64
 #define WIDE 1
 #include "optimizer_body.h"
+#include "lion_kappa_body.h"
 
 #define FUNCTIONS(suffix)                                                                            \
-    .lion_##suffix = lion_##suffix, .adagrad_##suffix = adagrad_##suffix, .descend_##suffix = descend_##suffix, \
+    .lion_##suffix = lion_##suffix, .lion_kappa_##suffix = lion_kappa_##suffix, .average_##suffix = average_##suffix, \
+    .adagrad_##suffix = adagrad_##suffix, .descend_##suffix = descend_##suffix, \
     .squares_##suffix = squares_##suffix, .projected_step_##suffix = projected_steps_##suffix
 RN_TABLE(optimizer) = {FUNCTIONS(f32), FUNCTIONS(f64)};

@@ -1,4 +1,4 @@
-/* One step of an optimizer on the arrays of a network: Lion, AdamP, SGDP and AdaGrad.
+/* One step of an optimizer on the arrays of a network: Lion, Lion-K, AdamP, SGDP and AdaGrad; running averages.
  *
  * Each result may be the input of the same name itself (same address); otherwise results and inputs are apart, those of
  * one array and those of different ones. Results do not depend on the number of threads, nor on whether a result is its
@@ -27,6 +27,14 @@ typedef struct {
     int form;
 } rn_lion_step;
 
+/* Lion-K: with blend = beta1 m - (1 - beta1) g, p = shrink p + rate (gradient of kappa at the blend) and
+ * m = beta2 m - (1 - beta2) g. `parameter`: the width of huber, the threshold of softl1. */
+enum { RN_KAPPA_L1 = 0, RN_KAPPA_SQ, RN_KAPPA_HUBER, RN_KAPPA_SOFTL1, RN_KAPPA_RELU, RN_KAPPA_L2 };
+typedef struct {
+    int kappa;
+    double shrink, rate, beta1, beta2, parameter;
+} rn_lion_kappa_step;
+
 /* AdaGrad: with s = g + decay p, m += s^2 and p -= rate s / (sqrt(m) + eps). */
 typedef struct {
     double rate, decay, eps;
@@ -41,6 +49,10 @@ typedef struct {
 
 #define RN_OPTIMIZER_FUNCTIONS(suffix)                                                                                 \
     void (*lion_##suffix)(const rn_optimizer_array *arrays, size_t count, const rn_lion_step *options);              \
+    /* 0, or -1: no memory. */                                                                                       \
+    int (*lion_kappa_##suffix)(const rn_optimizer_array *arrays, size_t count, const rn_lion_kappa_step *options);    \
+    /* momentum p + (1 - momentum) g */                                                                              \
+    void (*average_##suffix)(const rn_optimizer_array *arrays, size_t count, const double *momentum);                \
     void (*adagrad_##suffix)(const rn_optimizer_array *arrays, size_t count, const rn_adagrad_step *options);        \
     /* p - rate g */                                                                                                 \
     void (*descend_##suffix)(const rn_optimizer_array *arrays, size_t count, const double *rate);                    \

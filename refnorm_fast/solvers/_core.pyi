@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 from refnorm._typing import Array, F, Tree
+from refnorm.solvers import Kappa
 
 def lion_update(
     param: Array[F],
@@ -24,6 +25,20 @@ def sign_momentum(
     weight_decay: float = 0.0,
     out: Sequence[Array[F]] | None = None,
 ) -> tuple[Array[F], Array[F]]: ...
+def lion_kappa_update(
+    param: Array[F],
+    grad: Array[F],
+    momentum: Array[F],
+    *,
+    learning_rate: float = 1e-4,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    weight_decay: float = 1.0,
+    kappa: str | Kappa = "l1",
+    decay: str = "explicit",
+    out: Sequence[Array[F]] | None = None,
+) -> tuple[Array[F], Array[F]]: ...
+def ema_update(ema: Tree, target: Tree, *, momentum: float = 0.999, out: Tree | None = None) -> Tree: ...
 def adamp_update(
     param: Array[F],
     grad: Array[F],
@@ -68,6 +83,19 @@ def lion_trees(
     beta2: float,
     weight_decay: float,
     form: str,
+) -> tuple[Tree, Tree] | None: ...
+def lion_kappa_trees(
+    params: Tree,
+    grads: Tree,
+    momentum: Tree,
+    into: tuple[Tree, ...] | None,
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    kappa: str | Kappa,
+    decay: str,
 ) -> tuple[Tree, Tree] | None: ...
 def adamp_trees(
     params: Tree,

@@ -2,8 +2,9 @@
 
 import numpy
 
+from refnorm.solvers import _lion_kappa, _momentum_auxiliary
 from refnorm.solvers._protocol import _rebuild
-from refnorm.tree import children
+from refnorm.tree import children, tree_map
 
 cimport numpy as np
 from libc.math cimport isfinite, sqrt
@@ -14,6 +15,7 @@ np.import_array()
 include "../_kernels/rows.pxi"
 
 cdef extern from "optimizer.h":
+    int RN_KAPPA_L1, RN_KAPPA_SQ, RN_KAPPA_HUBER, RN_KAPPA_SOFTL1, RN_KAPPA_RELU, RN_KAPPA_L2
     int RN_MUL_ADD, RN_LERP, RN_ADAM, RN_ADAM_NESTEROV, RN_SGD, RN_SGD_NESTEROV
     ctypedef struct rn_projected_step:
         int kind
@@ -22,6 +24,9 @@ cdef extern from "optimizer.h":
     ctypedef struct rn_lion_step:
         double shrink, rate, beta1, beta2
         int form
+    ctypedef struct rn_lion_kappa_step:
+        int kappa
+        double shrink, rate, beta1, beta2, parameter
     ctypedef struct rn_adagrad_step:
         double rate, decay, eps
     ctypedef struct rn_optimizer_array:
@@ -36,6 +41,10 @@ cdef extern from "optimizer.h":
     ctypedef struct rn_optimizer_table:
         void (*lion_f32)(const rn_optimizer_array *, size_t, const rn_lion_step *) nogil
         void (*lion_f64)(const rn_optimizer_array *, size_t, const rn_lion_step *) nogil
+        int (*lion_kappa_f32)(const rn_optimizer_array *, size_t, const rn_lion_kappa_step *) nogil
+        int (*lion_kappa_f64)(const rn_optimizer_array *, size_t, const rn_lion_kappa_step *) nogil
+        void (*average_f32)(const rn_optimizer_array *, size_t, const double *) nogil
+        void (*average_f64)(const rn_optimizer_array *, size_t, const double *) nogil
         void (*adagrad_f32)(const rn_optimizer_array *, size_t, const rn_adagrad_step *) nogil
         void (*adagrad_f64)(const rn_optimizer_array *, size_t, const rn_adagrad_step *) nogil
         void (*descend_f32)(const rn_optimizer_array *, size_t, const double *) nogil
@@ -107,7 +116,7 @@ cdef _check_non_negative(double value, name):
 # ---- arrays for the kernels ----------------------------------------------------------------------------------------
 
 cdef enum:
-    LION, PROJECTED, ADAGRAD, DESCEND
+    LION, LION_KAPPA, PROJECTED, ADAGRAD, DESCEND, AVERAGE
 
 
 cdef int _run(int kind, const rn_optimizer_array *arrays, size_t count, bint single, const void *options) noexcept nogil:
@@ -117,6 +126,11 @@ cdef int _run(int kind, const rn_optimizer_array *arrays, size_t count, bint sin
         return 0
     if kind == LION:
         (table.lion_f32 if single else table.lion_f64)(arrays, count, <const rn_lion_step *> options)
+    elif kind == LION_KAPPA:
+        return (table.lion_kappa_f32 if single else table.lion_kappa_f64)(
+            arrays, count, <const rn_lion_kappa_step *> options)
+    elif kind == AVERAGE:
+        (table.average_f32 if single else table.average_f64)(arrays, count, <const double *> options)
     elif kind == ADAGRAD:
         (table.adagrad_f32 if single else table.adagrad_f64)(arrays, count, <const rn_adagrad_step *> options)
     elif kind == DESCEND:
@@ -461,6 +475,162 @@ def sign_momentum(param, grad, momentum, *, learning_rate=1e-4, beta=0.9, weight
     _checks.in_range(beta, "beta", 0.0, 1.0)
     return lion_update(param, grad, momentum, learning_rate=learning_rate, beta1=beta, beta2=beta,
                        weight_decay=weight_decay, out=out)
+
+
+# ---- Lion-K --------------------------------------------------------------------------------------------------------
+
+_KAPPAS = {"l1": RN_KAPPA_L1, "l2": RN_KAPPA_L2, "sq": RN_KAPPA_SQ, "huber": RN_KAPPA_HUBER, "softl1": RN_KAPPA_SOFTL1,
+           "relu": RN_KAPPA_RELU}
+_PARAMETERS = {"huber": "width", "softl1": "threshold"}
+
+
+cdef bint _kappa_options(rn_lion_kappa_step *options, learning_rate, beta1, beta2, weight_decay, kappa, decay) except -1:
+    """Whether a kernel knows this kappa. Raises where an argument is outside its range."""
+    chosen = _lion_kappa._check_step(learning_rate, (beta1, beta2), weight_decay, kappa, decay)
+    given = chosen._options
+    if given is None or chosen.name not in _KAPPAS:
+        return False
+    cdef double rate = learning_rate, keep1 = beta1, keep2 = beta2, pull = rate * <double> weight_decay
+    options.kappa = _KAPPAS[chosen.name]
+    options.parameter = given[_PARAMETERS[chosen.name]] if chosen.name in _PARAMETERS else 0
+    options.beta1, options.beta2 = keep1, keep2
+    options.rate, options.shrink = rate, 1 - pull
+    if decay == "implicit":
+        options.shrink = 1 / (1 + pull)
+        options.rate = rate * options.shrink
+    return True
+
+
+def lion_kappa_trees(params, grads, momentum, into, *, learning_rate, beta1, beta2, weight_decay, kappa, decay):
+    """As :func:`lion_trees`, with :func:`lion_kappa_update`; None also where there is no kernel for ``kappa``."""
+    cdef rn_lion_kappa_step options
+    if not _kappa_options(&options, learning_rate, beta1, beta2, weight_decay, kappa, decay):
+        return None
+    cdef _Arrays work = _arrays(params, grads, (momentum,), into)
+    if work is None:
+        return None
+    work.step(LION_KAPPA, &options)
+    return work.trees()
+
+
+def lion_kappa_update(param, grad, momentum, *, learning_rate=1e-4, beta1=0.9, beta2=0.99, weight_decay=1.0, kappa="l1",
+                      decay="explicit", out=None):
+    """Take one Lion-K step on one array.
+
+    Parameters
+    ----------
+    param, grad, momentum, learning_rate, beta1, beta2, weight_decay, kappa, decay
+        As in :func:`refnorm.solvers.lion_kappa_update`. The kernel knows ``"l1"``, ``"l2"``, ``"sq"``, ``"huber"``,
+        ``"softl1"`` and ``"relu"``; for others the reference takes the step.
+    out : pair of arrays, optional
+        Take parameter and momentum; ``(param, momentum)`` steps in place.
+
+    Returns
+    -------
+    param, momentum : arrays of the shape and dtype of ``param``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.solvers.lion_kappa_update`; also if ``out`` does not fit.
+
+    Notes
+    -----
+    One pass, and another one before it for the norm of ``"l2"``, whose sum is in float64. But for ``"l2"`` the same bits
+    as the reference: no product is fused into a sum.
+
+    References
+    ----------
+    Chen et al. (2024), arXiv 2310.05898 (Lion-K).
+
+    Examples
+    --------
+    >>> lion_kappa_update(np.array([1.0]), np.array([2.0]), np.array([0.0]), learning_rate=0.1)
+    (array([0.8]), array([-0.02]))
+    """
+    cdef np.ndarray p = _input(param, "param", None)
+    cdef np.ndarray g = _input(grad, "grad", p)
+    cdef np.ndarray m = _input(momentum, "momentum", p)
+    cdef rn_lion_kappa_step options
+    cdef bint known = _kappa_options(&options, learning_rate, beta1, beta2, weight_decay, kappa, decay)
+    cdef list targets = _results(out, [p, g, m], 2)
+    if known:
+        _run_one(LION_KAPPA, [p, g, m], targets, &options)
+        return _deliver(out, targets)
+    found = _lion_kappa.lion_kappa_update(p, g, m, learning_rate=learning_rate, beta1=beta1, beta2=beta2,
+                                          weight_decay=weight_decay, kappa=kappa, decay=decay)
+    return found if out is None else _deliver(out, list(found))
+
+
+# ---- running averages ----------------------------------------------------------------------------------------------
+
+cdef _average_trees(ema, target, into, momentum):
+    """The tree of averages, or None where an array has to be looked at by itself."""
+    cdef list leaves = []
+    cdef double keep = momentum
+    if not _collect(ema, target, leaves):
+        return None
+    for leaf in leaves:
+        if leaf is None:
+            return None
+    cdef _Arrays work = _arrays(ema, target, (), into)
+    if work is None:
+        return None
+    work.step(AVERAGE, &keep)
+    return work.trees()[0]
+
+
+def ema_update(ema, target, *, momentum=0.999, out=None):
+    """Move an exponential moving average towards its target.
+
+    Parameters
+    ----------
+    ema, target, momentum
+        As in :func:`refnorm.solvers.ema_update`.
+    out : tree like ``ema``, optional
+        Its arrays take the results; ``ema`` moves the average in place.
+
+    Returns
+    -------
+    tree like ``ema``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`refnorm.solvers.ema_update`; also if ``out`` does not fit.
+
+    Notes
+    -----
+    One pass over all arrays in one call, with the bits of the reference.
+
+    References
+    ----------
+    Su et al. (2024), arXiv 2407.05623.
+
+    Examples
+    --------
+    >>> ema_update(np.array([0.5]), np.array([1.0]), momentum=0.9)
+    array([0.55])
+    """
+    _checks.in_range(momentum, "momentum", 0.0, 1.0)
+    found = _average_trees(ema, target, None if out is None else (out,), momentum)
+    if found is not None:
+        return found
+    found = _momentum_auxiliary.ema_update(ema, target, momentum=momentum)
+    if out is None:
+        return found
+    return _written("out", found, out)
+
+
+def _written(name, results, out):
+    """Each result in its place of ``out``, all of which are looked at before one is written."""
+    tree_map(lambda result, place: _check_out(place, numpy.asarray(result)), results, out, path=name)
+
+    def write(result, place):
+        place[...] = result
+        return place
+
+    return tree_map(write, results, out, path=name)
 
 
 # ---- AdamP, SGDP ---------------------------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from refnorm import _checks, solvers
 from refnorm._typing import AnyArray, Tree
-from refnorm.solvers import AdaGradNormState, AdaGradState, AdamPState, LionState, SGDPState
+from refnorm.solvers import AdaGradNormState, AdaGradState, AdamPState, LionKState, LionState, SGDPState
 from refnorm.solvers._protocol import update_leaves
 from refnorm.tree import tree_map
 from refnorm_fast.solvers._core import (
@@ -21,6 +22,8 @@ from refnorm_fast.solvers._core import (
     adagrad_trees,
     adamp_trees,
     adamp_update,
+    lion_kappa_trees,
+    lion_kappa_update,
     lion_trees,
     lion_update,
     sgdp_trees,
@@ -83,6 +86,47 @@ class Lion(solvers.Lion):
         into = None if out is None else {"out.params": out[0], "out.state.momentum": out[1].momentum}
         params, momentum = _update(update, params, grads, {"state.momentum": state.momentum}, into)
         return params, LionState(momentum=momentum, initial_learning_rate=state.initial_learning_rate)
+
+
+@dataclass(frozen=True)
+class LionK(solvers.LionK):
+    """:class:`refnorm.solvers.LionK`, one pass over memory a step where kappa is a sum over coordinates, two for ``"l2"``.
+
+    Hyper-parameters, ``init`` and results are the reference's. Kappas without a kernel are stepped by the reference.
+
+    Examples
+    --------
+    >>> optimizer, params = LionK(learning_rate=0.25, weight_decay=0.0), {"weight": np.array([1.0, -2.0])}
+    >>> state = optimizer.init(params)
+    >>> optimizer.step(params, {"weight": np.array([0.3, -40.0])}, state)[0]
+    {'weight': array([ 0.75, -1.75])}
+    """
+
+    def step(
+        self, params: Tree, grads: Tree, state: LionKState, *, out: tuple[Tree, LionKState] | None = None
+    ) -> tuple[Tree, LionKState]:
+        """Return parameters and state after one step; ``out=(params, state)`` steps in place."""
+        options: dict[str, Any] = {
+            "learning_rate": self.learning_rate,
+            "beta1": self.betas[0],
+            "beta2": self.betas[1],
+            "weight_decay": self.weight_decay,
+            "kappa": self.kappa,
+            "decay": self.decay,
+        }
+        places = None if out is None else (out[0], out[1].momentum)
+        trees = lion_kappa_trees(params, grads, state.momentum, places, **options)
+        if trees is not None:
+            return trees[0], LionKState(momentum=trees[1])
+
+        def update(
+            param: AnyArray, grad: AnyArray, momentum: AnyArray, targets: tuple[AnyArray, ...] | None
+        ) -> tuple[AnyArray, ...]:
+            return lion_kappa_update(param, grad, momentum, out=targets, **options)
+
+        into = None if out is None else {"out.params": out[0], "out.state.momentum": out[1].momentum}
+        params, momentum = _update(update, params, grads, {"state.momentum": state.momentum}, into)
+        return params, LionKState(momentum=momentum)
 
 
 @dataclass(frozen=True)

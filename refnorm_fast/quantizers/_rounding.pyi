@@ -1,0 +1,19 @@
+from refnorm._typing import Array, F, Pullback
+
+def rectified_sigmoid(v: Array[F], *, out: Array[F] | None = None) -> Array[F]: ...
+def rectified_sigmoid_vjp(v: Array[F]) -> tuple[Array[F], Pullback]: ...
+def rounding_regulariser(h: Array[F], *, exponent: float = 2.0) -> Array[F]: ...
+def rounding_regulariser_vjp(h: Array[F], *, exponent: float = 2.0) -> tuple[Array[F], Pullback]: ...
+def soft_quantize(
+    weight: Array[F],
+    scale: Array[F],
+    v: Array[F],
+    *,
+    bits: int,
+    variable: str = "sigmoid",
+    power: float = 1.0,
+    out: Array[F] | None = None,
+) -> Array[F]: ...
+def soft_quantize_vjp(
+    weight: Array[F], scale: Array[F], v: Array[F], *, bits: int, variable: str = "sigmoid", power: float = 1.0
+) -> tuple[Array[F], Pullback]: ...
