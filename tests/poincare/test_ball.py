@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import mpmath
 import numpy as np
 import pytest
@@ -142,6 +144,22 @@ def test_gap_is_right_where_doubled_precision_ends():
             exact = 1 - truth.dot(truth.vec(x[0]), truth.vec(x[0]))
         assert float(gap(x, 1.0)[0, 0]) == float(exact)
         x[0, 1] = np.nextafter(x[0, 1], 0)
+
+
+@pytest.mark.parametrize(
+    ("curvature", "coordinates"),
+    [
+        (0.7, "0x1.7acaa8766fe12p-1 -0x1.da53e6013b247p-1 0x1.3664e7b6e5b64p-3"),
+        (1.3, "-0x1.a2fd70b90a8acp-2 -0x1.422edc32d65e2p-2 -0x1.48146e1e14f72p-2 -0x1.530386957786dp-4 "
+              "-0x1.16b60fe842a2bp-1 -0x1.6c40b34cc24d1p-5 -0x1.cd758b772b8f1p-3 0x1.aec8f58de0835p-3"),
+    ],
+)  # fmt: skip
+def test_gap_is_right_where_squares_of_roundings_count(curvature, coordinates):
+    # Found by search: the gap is 10^-21, of which products and sums with their rounding errors know 40 bits.
+    x = [float.fromhex(text) for text in coordinates.split()]
+    exact = 1 - Fraction(curvature) * sum(Fraction(value) ** 2 for value in x)
+    assert 0 < exact < 1e-21
+    assert abs(Fraction(float(gap(np.array([x]), curvature)[0, 0])) - exact) <= 2 * U * exact
 
 
 @pytest.mark.parametrize(
