@@ -184,6 +184,33 @@ def test_helper_functions_against_mpmath(ours, exact, limit):
     assert error.max() <= limit
 
 
+def test_helper_functions_are_odd_where_they_are():
+    s = np.concatenate([np.geomspace(1e-9, 30, 40), [1.0]])[:, None]
+    for function in (tanh_excess, cosh_excess):
+        np.testing.assert_allclose(function(-s), -function(s), rtol=1e-14)
+
+
+def test_the_shortest_vectors_have_lengths_and_directions():
+    x = np.array([[3e-200, -4e-200], [3e-320, -4e-320]])
+    np.testing.assert_allclose(norm(x)[:, 0], [5e-200, 5e-320], rtol=1e-3)
+    np.testing.assert_allclose(dist(0 * x, x, 1.0), [1e-199, 1e-319], rtol=1e-3)
+    for curvature in (1e200, 1.0, 1e-200):
+        np.testing.assert_allclose(exp0_vjp(x[:1], curvature)[1](np.ones((1, 2)))[0], np.ones((1, 2)), rtol=1e-14)
+    np.testing.assert_allclose(norm(np.array([[3e307, -4e307]])), [[5e307]], rtol=1e-15)
+
+
+def test_infinity_makes_its_row_nan_silently():
+    v = np.array([[np.inf, 0.1], [0.3, 0.4]])
+    for curvature in (1.0, 7.3):
+        for y, pullback in (
+            exp0_vjp(v, curvature),
+            project_ball_vjp(v, curvature),
+            expmap_vjp(np.zeros((2, 2)), v, curvature),
+        ):
+            assert np.isnan(y).any(axis=-1).tolist() == [True, False]
+            assert np.isfinite(pullback(np.ones((2, 2)))[-2][1]).all()
+
+
 @given(given_points=any_points(2))
 def test_addition_is_exact_to_its_stated_bound(given_points):
     dtype, curvature, _, x, y = given_points
