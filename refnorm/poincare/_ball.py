@@ -285,7 +285,8 @@ def expand(v: Wide, c: float) -> Inner:
     unit = direction(v)
     s = np.sqrt(c) * length
     scale = tanh_ratio(s)
-    y = np.where(s >= SATURATED, unit / np.sqrt(c), scale * v)
+    with np.errstate(invalid="ignore"):
+        y = np.where(s >= SATURATED, unit / np.sqrt(c), scale * v)
 
     def back(u: Wide) -> tuple[Wide, Wide]:
         # d(tanh(s)/s) = (sech^2 s - tanh(s)/s) ds/s, with ds/s = <v,dv>/|v|^2 + dc/(2c): along v the

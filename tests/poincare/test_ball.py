@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import mpmath
 import numpy as np
 import pytest
@@ -145,6 +147,22 @@ def test_gap_is_right_where_doubled_precision_ends():
 
 
 @pytest.mark.parametrize(
+    ("curvature", "coordinates"),
+    [
+        (0.7, "0x1.7acaa8766fe12p-1 -0x1.da53e6013b247p-1 0x1.3664e7b6e5b64p-3"),
+        (1.3, "-0x1.a2fd70b90a8acp-2 -0x1.422edc32d65e2p-2 -0x1.48146e1e14f72p-2 -0x1.530386957786dp-4 "
+              "-0x1.16b60fe842a2bp-1 -0x1.6c40b34cc24d1p-5 -0x1.cd758b772b8f1p-3 0x1.aec8f58de0835p-3"),
+    ],
+)  # fmt: skip
+def test_gap_is_right_where_squares_of_roundings_count(curvature, coordinates):
+    # Found by search: the gap is 10^-21, of which products and sums with their rounding errors know 40 bits.
+    x = [float.fromhex(text) for text in coordinates.split()]
+    exact = 1 - Fraction(curvature) * sum(Fraction(value) ** 2 for value in x)
+    assert 0 < exact < 1e-21
+    assert abs(Fraction(float(gap(np.array([x]), curvature)[0, 0])) - exact) <= 2 * U * exact
+
+
+@pytest.mark.parametrize(
     ("ours", "exact", "limit"),
     [
         (tanh_bend, lambda s: mpmath.sech(s) ** 2 - mpmath.tanh(s) / s, 12),
@@ -164,6 +182,33 @@ def test_helper_functions_against_mpmath(ours, exact, limit):
         expected = np.array([float(exact(mpmath.mpf(float(value)))) for value in s])
     error = np.abs(ours(s[:, None])[:, 0] - expected) / np.abs(np.spacing(expected))
     assert error.max() <= limit
+
+
+def test_helper_functions_are_odd_where_they_are():
+    s = np.concatenate([np.geomspace(1e-9, 30, 40), [1.0]])[:, None]
+    for function in (tanh_excess, cosh_excess):
+        np.testing.assert_allclose(function(-s), -function(s), rtol=1e-14)
+
+
+def test_the_shortest_vectors_have_lengths_and_directions():
+    x = np.array([[3e-200, -4e-200], [3e-320, -4e-320]])
+    np.testing.assert_allclose(norm(x)[:, 0], [5e-200, 5e-320], rtol=1e-3)
+    np.testing.assert_allclose(dist(0 * x, x, 1.0), [1e-199, 1e-319], rtol=1e-3)
+    for curvature in (1e200, 1.0, 1e-200):
+        np.testing.assert_allclose(exp0_vjp(x[:1], curvature)[1](np.ones((1, 2)))[0], np.ones((1, 2)), rtol=1e-14)
+    np.testing.assert_allclose(norm(np.array([[3e307, -4e307]])), [[5e307]], rtol=1e-15)
+
+
+def test_infinity_makes_its_row_nan_silently():
+    v = np.array([[np.inf, 0.1], [0.3, 0.4]])
+    for curvature in (1.0, 7.3):
+        for y, pullback in (
+            exp0_vjp(v, curvature),
+            project_ball_vjp(v, curvature),
+            expmap_vjp(np.zeros((2, 2)), v, curvature),
+        ):
+            assert np.isnan(y).any(axis=-1).tolist() == [True, False]
+            assert np.isfinite(pullback(np.ones((2, 2)))[-2][1]).all()
 
 
 @given(given_points=any_points(2))
