@@ -33,10 +33,10 @@ def figure():
     arithmetic = [np.sqrt(np.mean(state.forward_buffer[:, 0])) / SCALES[0] for state in states]
     filtered = [train(factor, True)[1] for factor in FACTORS]
     curves = ((arithmetic, "#8a8a8a", "--", "arithmetic", (5, 6)), (plain, "#1f77b4", "-", "geometric", (30, 3.2)))
-    for values, colour, style, name, place in (*curves, (filtered, "#d62728", ":", "with the filter", (14, 0.72))):
+    for values, colour, style, name, place in (*curves, (filtered, "#d62728", ":", "with the filter", (14, 0.66))):
         plot.loglog(FACTORS, values, style, color=colour, linewidth=2.5)
         plot.text(*place, name, color=colour, ha="center")
-    plot.set(xlabel="size of the bad batch", ylabel="divisor of the next", ylim=(0.6, 60))
+    plot.set(xlabel="size of the bad batch", ylabel="divisor of the next", ylim=(0.5, 60))
     weight = np.random.default_rng(1).standard_normal((CHANNELS, OUTPUTS))
     zero, square = np.zeros(CHANNELS), states[0].mean_square
     folded, _ = fold_into_linear(weight, np.zeros(OUTPUTS), np.ones(CHANNELS), zero, square)
