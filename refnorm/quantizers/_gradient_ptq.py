@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -388,6 +389,65 @@ def fit_rounding(
     >>> bool(abs((x @ found.weight)[0, 0] - 1) < 0.2)
     True
     """
+    return _fit_rounding(
+        Operations(soft_quantize_vjp, rectified_sigmoid_vjp, rounding_regulariser_vjp),
+        x,
+        weight,
+        bias,
+        bits=bits,
+        loss=loss,
+        learn=learn,
+        variable=variable,
+        power=power,
+        method=method,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        other_learning_rate=other_learning_rate,
+        n_iter=n_iter,
+        penalty=penalty,
+        exponents=exponents,
+        warmup=warmup,
+        activation=activation,
+        x_quantized=x_quantized,
+        batch_size=batch_size,
+        rng=rng,
+        callback=callback,
+    )
+
+
+class Operations(NamedTuple):
+    """What a fit spends its time in besides products: the functions of this module, or a kernel's."""
+
+    soft_quantize_vjp: Callable[..., Any]
+    rectified_sigmoid_vjp: Callable[..., Any]
+    rounding_regulariser_vjp: Callable[..., Any]
+
+
+def _fit_rounding(
+    operations: Operations,
+    x: Array[F],
+    weight: Array[F],
+    bias: Array[F],
+    *,
+    bits: int,
+    loss: str,
+    learn: Sequence[str],
+    variable: str,
+    power: float,
+    method: str,
+    optimizer: str,
+    learning_rate: float,
+    other_learning_rate: float,
+    n_iter: int,
+    penalty: float,
+    exponents: tuple[float, float],
+    warmup: float,
+    activation: str | None,
+    x_quantized: Array[F] | None,
+    batch_size: int | None,
+    rng: np.random.Generator | None,
+    callback: Callback | None,
+) -> RoundingResult:
     x, weight = _checks.float_array(x, "x", ndim=2), _checks.float_array(weight, "weight", ndim=2)
     bias = _checks.float_array(bias, "bias")
     inputs = x if x_quantized is None else _checks.float_array(x_quantized, "x_quantized")
@@ -422,7 +482,9 @@ def fit_rounding(
     compare = _COMPARED[loss]
     for i in range(n_iter):
         rows = slice(None) if batch_size is None or rng is None else rng.choice(len(x), batch_size, replace=False)
-        soft, pull_weight = soft_quantize_vjp(weight, scale, params["v"], bits=bits, variable=variable, power=power)
+        soft, pull_weight = operations.soft_quantize_vjp(
+            weight, scale, params["v"], bits=bits, variable=variable, power=power
+        )
         # A learned scale multiplies the result: the codes are those of the first scale, or they would jump.
         factor = np.exp(params["log_scale"])
         w = factor * soft
@@ -435,7 +497,7 @@ def fit_rounding(
         if variable != "ste" and i >= warmup * n_iter:
             progress = (i / n_iter - warmup) / (1 - warmup)
             exponent = exponents[1] + (exponents[0] - exponents[1]) * (1 + math.cos(math.pi * progress)) / 2
-            dv = dv + _penalty_gradient(params["v"], variable, exponent, penalty)
+            dv = dv + _penalty_gradient(operations, params["v"], variable, exponent, penalty)
         grads = {"v": dv, "bias": dy.sum(axis=0), "log_scale": (dw * w).sum(axis=0)}
         params = descent.step(params, grads)
     return _rounded(weight, scale, params, bits, variable, power, monitor)
@@ -449,12 +511,12 @@ def _start(u: AnyArray, variable: str) -> AnyArray:
     return fraction if variable == "direct" else rectified_sigmoid_inverse(fraction)
 
 
-def _penalty_gradient(v: AnyArray, variable: str, exponent: float, penalty: float) -> AnyArray:
+def _penalty_gradient(operations: Operations, v: AnyArray, variable: str, exponent: float, penalty: float) -> AnyArray:
     if variable == "direct":
         h, pull = np.clip(v, 0, 1), _within((v > 0) & (v < 1))
     else:
-        h, pull = rectified_sigmoid_vjp(v)
-    _, pull_penalty = rounding_regulariser_vjp(h, exponent=exponent)
+        h, pull = operations.rectified_sigmoid_vjp(v)
+    _, pull_penalty = operations.rounding_regulariser_vjp(h, exponent=exponent)
     (dh,) = pull_penalty(np.asarray(penalty, v.dtype))
     return np.asarray(pull(dh)[0])
 

@@ -262,7 +262,7 @@ static int N(soft_quantize_back)(const rn_soft_quantization_back *call) {
     size_t padded = (columns + VF32 - 1) / VF32 * VF32;
     size_t blocks = call->per_column ? (rows + ROW_BLOCK - 1) / ROW_BLOCK : (count + BLOCK - 1) / BLOCK;
     size_t each = call->per_column ? padded : 1;
-    double *parts = calloc(blocks * each + 1, sizeof *parts);
+    double *parts = calloc((blocks ? blocks : 1) * (each ? each : 1), sizeof *parts); /* an array without rows has sums, 0 */
     if (parts == NULL) return -1;
     const T *scale = call->scale;
     T *dscale = call->dscale;

@@ -22,6 +22,7 @@ from refnorm_fast.quantizers._core import (
     quantize_weight,
     vectorwise_quantize,
 )
+from refnorm_fast.quantizers._fit_rounding import fit_rounding
 from refnorm_fast.quantizers._half import round_bfloat16, round_float16, stochastic_round
 from refnorm_fast.quantizers._int4 import int4_linear, int4_linear_vjp, quantize_weight_int4
 from refnorm_fast.quantizers._levels import (
@@ -75,6 +76,7 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "fake_quantize_vjp",
+    "fit_rounding",
     "int4_linear",
     "int4_linear_vjp",
     "int8_matmul",

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 import refnorm.quantizers as reference
 import refnorm_fast.quantizers as fast
-from refnorm_fast.quantizers import _rounding
+from refnorm_fast.quantizers import _fit_rounding, _rounding
 from tests.fast import support
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
@@ -368,6 +368,31 @@ def test_bad_input_raises_what_the_reference_raises(name, args, options):
         assert str(found.value) == str(wanted.value)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"variable": "direct", "loss": "kl"},
+        {"variable": "ste", "activation": "relu"},
+        {"power": 0.7, "optimizer": "adamax"},
+        {"learn": ("rounding", "scale", "bias"), "loss": "cosine"},
+    ],
+)
+def test_fits_follow_the_reference(options):
+    # Not with the loss l1: a fit begins where all errors are 0 but for rounding, and their signs are its gradient. And with no
+    # weight on the grid, which begins at an end of the relaxation, where rounding decides whether it moves.
+    rng = np.random.default_rng(10)
+    x, weight, bias = rng.standard_normal((40, 9)), rng.standard_normal((9, 7)), rng.standard_normal(7)
+    mine = fast.fit_rounding(x, weight, bias, bits=3, n_iter=60, learning_rate=3e-2, **options)
+    wanted = reference.fit_rounding(x, weight, bias, bits=3, n_iter=60, learning_rate=3e-2, **options)
+    assert isinstance(mine, reference.RoundingResult)
+    np.testing.assert_allclose(mine.history["loss"], wanted.history["loss"], rtol=1e-9)
+    np.testing.assert_allclose(mine.h, wanted.h, atol=1e-9)
+    np.testing.assert_array_equal(mine.codes, wanted.codes)
+    with pytest.raises(ValueError, match="bits"):
+        fast.fit_rounding(x, weight, bias, bits=1)
+
+
 def test_nothing_is_written_where_a_weight_is_not_finite():
     out = np.full((1, 2), 7.0)
     with pytest.raises(ValueError, match="weight"):
@@ -386,3 +411,4 @@ def test_cotangents_of_another_shape():
 
 def test_examples():
     assert doctest.testmod(_rounding).failed == 0
+    assert doctest.testmod(_fit_rounding).failed == 0
