@@ -50,22 +50,43 @@ static void N(modulate_row)(const T *x, const T *gain, const T *bias, T *y, size
         stream ? N(modulate_body)(0, 1, x, gain, bias, y, length, s) : N(modulate_body)(0, 0, x, gain, bias, y, length, s);
 }
 
-/* dh = dy (1 + gain) and dgain = dy h. */
-static void N(modulate_back_row)(const T *x, const T *gain, const T *dy, T *dh, T *dgain, size_t length,
-                                 const N(standard) *s) {
-    size_t i = 0;
-    VT one = V(set)(1);
-    if (!s->wide)
-        for (; i + LANES <= length; i += LANES) {
-            VT up = V(load)(dy + i), h = N(standard_entry)(s->plain, V(load)(x + i), s);
-            V(store)(dh + i, up * (one + V(load)(gain + i)));
-            V(store)(dgain + i, up * h);
-        }
-    for (; i < length; i++) {
+/* dh = dy (1 + gain) and dgain = dy h, of the entries first .. last - 1. */
+static void N(modulate_back_each)(const T *x, const T *gain, const T *dy, T *dh, T *dgain, size_t first, size_t last,
+                                  const N(standard) *s) {
+    for (size_t i = first; i < last; i++) {
         double h = s->plain ? (double)x[i] : ((double)x[i] - s->centre) * s->inv_std;
         dh[i] = dy[i] * (1 + gain[i]);
         dgain[i] = (T)((double)dy[i] * h);
     }
+}
+
+/* The same of a row. STREAM: both results are as far from a vector's boundary. */
+RN_INLINE void N(modulate_back_body)(const int STREAM, const T *x, const T *gain, const T *dy, T *dh, T *dgain, size_t length,
+                                     const N(standard) *s) {
+    size_t i = STREAM ? N(head)(dh, length) : 0;
+    VT one = V(set)(1);
+    N(modulate_back_each)(x, gain, dy, dh, dgain, 0, i, s);
+    for (; i + LANES <= length; i += LANES) {
+        VT up = V(load)(dy + i), h = N(standard_entry)(s->plain, V(load)(x + i), s), down = up * (one + V(load)(gain + i));
+        if (STREAM) {
+            V(stream)(dh + i, down);
+            V(stream)(dgain + i, up * h);
+        } else {
+            V(store)(dh + i, down);
+            V(store)(dgain + i, up * h);
+        }
+    }
+    N(modulate_back_each)(x, gain, dy, dh, dgain, i, length, s);
+}
+
+static void N(modulate_back_row)(const T *x, const T *gain, const T *dy, T *dh, T *dgain, size_t length,
+                                 const N(standard) *s, int stream) {
+    if (s->wide)
+        N(modulate_back_each)(x, gain, dy, dh, dgain, 0, length, s);
+    else if (stream)
+        N(modulate_back_body)(1, x, gain, dy, dh, dgain, length, s);
+    else
+        N(modulate_back_body)(0, x, gain, dy, dh, dgain, length, s);
 }
 
 /* Rows of up to MODULATED entries at a time: without statistics a row may be the whole array. */
@@ -93,6 +114,8 @@ static void N(modulate_backward)(const rn_groups *shape, const T *x, const T *ga
                                  const double *centre, const double *inv_std) {
     size_t rows = shape->examples * shape->groups, length = shape->channels * shape->places;
     size_t parts = (length + MODULATED - 1) / MODULATED;
+    int stream = rows * length * sizeof(T) > rn_cache_bytes() / 2 && dh != x && dh != gain && dh != dy && dgain != x &&
+                 dgain != gain && dgain != dy && ((uintptr_t)dh - (uintptr_t)dgain) % REFNORM_VECTOR_BYTES == 0;
     int threads = rn_threads(rows * parts, 0.6 * (double)rows * (double)length);
     RN_PARALLEL(threads) {
         RN_SHARE(rows * parts, first, last);
@@ -100,8 +123,9 @@ static void N(modulate_backward)(const rn_groups *shape, const T *x, const T *ga
             size_t start = i % parts * MODULATED, at = i / parts * length + start;
             N(standard) s = N(standard_of)(centre, inv_std, i / parts);
             N(modulate_back_row)(x + at, gain + at, dy + at, dh + at, dgain + at,
-                                 length - start < MODULATED ? length - start : MODULATED, &s);
+                                 length - start < MODULATED ? length - start : MODULATED, &s, stream);
         }
+        vec_fence();
     }
 }
 

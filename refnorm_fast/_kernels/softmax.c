@@ -131,6 +131,7 @@ RN_INLINE vi64 mask_part_f64(const uint8_t *mask, size_t count) {
     .log_softmax_backward_columns_##s = log_softmax_backward_columns_##s,                                       \
     .softmax_where_##s = softmax_where_##s, .softmax_backward_where_##s = softmax_backward_where_##s,           \
     .log_softmax_where_##s = log_softmax_where_##s, .from_stats_where_##s = from_stats_where_##s,               \
+    .stats_where_columns_##s = stats_where_columns_##s, .scaled_minus_##s = scaled_minus_##s,                   \
     .stable_s_##s = stable_s_##s, .stable_s_backward_##s = stable_s_backward_##s,                               \
     .stablemax_##s = stablemax_##s, .log_stablemax_##s = log_stablemax_##s,                                     \
     .stablemax_backward_##s = stablemax_backward_##s, .log_stablemax_backward_##s = log_stablemax_backward_##s, \

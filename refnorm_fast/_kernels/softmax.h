@@ -79,6 +79,11 @@ typedef struct {
     /* out = factor / temperature softmax, or, if g is not NULL, (g - softmax sum(g)) / temperature */               \
     void (*from_stats_where_##suffix)(const T *x, size_t stride, const T *g, const rn_where *where, T *out, size_t rows, \
                                       size_t length, const double *largest, const double *log_sum, const double *factor); \
+    /* The stats along the middle axis of a C-contiguous array (outer, length, inner), without a mask. 0, or -1: no memory. */ \
+    int (*stats_where_columns_##suffix)(const T *x, const rn_where *where, size_t outer, size_t length, size_t inner, \
+                                        double *largest, double *log_sum);                                           \
+    /* y = x scale - minus[column], in float64 until the end */                                                      \
+    void (*scaled_minus_##suffix)(const T *x, double scale, const double *minus, T *y, size_t rows, size_t columns); \
     /* s(x) = 1 + x, or 1 / (1 - x) below 0, of `count` entries; dx = g s'(x) */                                     \
     void (*stable_s_##suffix)(const T *x, T *y, size_t count);                                                       \
     void (*stable_s_backward_##suffix)(const T *x, const T *g, T *dx, size_t count);                                 \

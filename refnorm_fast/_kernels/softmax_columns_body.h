@@ -21,6 +21,7 @@ typedef struct {
     T *y;
     double *largest, *log_sum; /* one a column */
     const double *factor;
+    const void *plan; /* NULL, or the temperature's */
     size_t length, inner, width, step; /* columns of a strip, and entries from row to row of its copy */
     int copied, stream;
 } N(columns);
@@ -167,13 +168,13 @@ RN_INLINE void N(lane_add_product)(N(lane_sum) *sum, VT power, VT p) {
 #endif
 }
 /* Adds the exponentials of ROWS entries of each column. EXCLUDE: without the entries equal to the largest, which are counted
- * (negatively) in *equal. */
+ * (negatively) in *equal. `base`: NULL, or the temperature. */
 RN_INLINE void N(add_exponentials)(const T *x, size_t stride, size_t lanes, const N(lane_scaling) *s, N(lane_sum) *sum,
-                                   VI *equal, int ROWS, int EXCLUDE, int PART) {
+                                   VI *equal, const N(tempered) *base, int ROWS, int EXCLUDE, int PART) {
     VT raw[WAYS], entry[WAYS], p[WAYS], rest[WAYS], power[WAYS];
     for (int k = 0; k < ROWS; k++) raw[k] = N(lanes_at)(x + (size_t)k * stride, lanes, PART);
     for (int k = 0; k < ROWS; k++) entry[k] = raw[k] - s->shift;
-    N(exp_parts)(entry, s->floor, s->offset, p, rest, power, ROWS, 0);
+    N(exp_parts_of)(entry, s->floor, s->offset, base, p, rest, power, ROWS, 0);
     for (int k = 0; EXCLUDE && k < ROWS; k++) {
         VI same = (VI)(raw[k] == s->largest);
         power[k] = (VT)((VI)power[k] & ~same);
@@ -185,14 +186,14 @@ RN_INLINE void N(add_exponentials)(const T *x, size_t stride, size_t lanes, cons
 }
 /* The same for all rows of a strip; the sums start at 0. `equal`: NULL, or with EXCLUDE one a vector. */
 RN_INLINE void N(sum_strip)(N(strip) x, size_t length, size_t count, const N(lane_scaling) *s, N(lane_sum) *sum, VI *equal,
-                            int EXCLUDE) {
+                            const N(tempered) *base, int EXCLUDE) {
     for (size_t v = 0; v * LANES < count; v++) {
         sum[v] = (N(lane_sum)){{0}, {0}};
         if (EXCLUDE) equal[v] = (VI){0};
     }
 #define ONE(lanes, PART)                                                                                          \
-    N(add_exponentials)(x.data + row * x.stride + v * LANES, x.stride, lanes, s + v, sum + v, EXCLUDE ? equal + v : NULL, rows_, \
-                        EXCLUDE, PART)
+    N(add_exponentials)(x.data + row * x.stride + v * LANES, x.stride, lanes, s + v, sum + v, EXCLUDE ? equal + v : NULL, base, \
+                        rows_, EXCLUDE, PART)
     EACH_ROWS(length, count, ONE);
 #undef ONE
 }
@@ -310,7 +311,7 @@ static void N(softmax_strip)(const N(columns) *c, size_t at, size_t column, size
     N(strip_table) t;
     N(strip) strip = N(read_strip)(c, c->x + at, count, scratch, t.top);
     for (size_t v = 0; v * LANES < count; v++) t.scaling[v] = N(lane_scaling_for)(t.top[v]);
-    N(sum_strip)(strip, c->length, count, t.scaling, t.sum, NULL, 0);
+    N(sum_strip)(strip, c->length, count, t.scaling, t.sum, NULL, NULL, 0);
     for (size_t v = 0; v * LANES < count; v++) t.factor[v] = N(lane_reciprocal)(&t.sum[v], &t.scaling[v]);
     N(scale_strip)(c, strip, at, count, t.scaling, t.factor);
 }
@@ -360,7 +361,7 @@ static void N(log_softmax_strip)(const N(columns) *c, size_t at, size_t column, 
     VI equal[STRIP_VECTORS];
     N(strip) strip = N(read_strip)(c, c->x + at, count, scratch, t.top);
     for (size_t v = 0; v * LANES < count; v++) t.scaling[v] = N(lane_scaling_for)(t.top[v]);
-    N(sum_strip)(strip, c->length, count, t.scaling, t.sum, equal, 1);
+    N(sum_strip)(strip, c->length, count, t.scaling, t.sum, equal, NULL, 1);
     for (size_t v = 0; v * LANES < count; v++)
         N(lane_stats)(&t.sum[v], equal[v], &t.scaling[v], largest + v * LANES, log_sum + v * LANES);
     if (c->largest) {

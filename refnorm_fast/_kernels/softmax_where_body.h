@@ -300,3 +300,87 @@ static void N(from_stats_where)(const T *x, size_t stride, const T *g, const rn_
         }
     }
 }
+
+/* ---- logarithms down the columns, without a mask ------------------------------------------------------------------ */
+
+/* The scaling of each lane; lanes without a finite largest entry count it as 0. */
+static N(lane_scaling) N(lane_scaling_where)(VT top, const N(plan) *plan) {
+    N(lane_scaling) s;
+    T largest[LANES], shift[LANES], floor[LANES];
+    INT offset[LANES];
+    s.finite = (VI)(V(abs)(top) < V(set)(INFINITY));
+    s.largest = V(select)(s.finite, top, V(set)(0));
+    V(store)(largest, s.largest);
+    for (size_t lane = 0; lane < LANES; lane++) {
+        N(scaling) one = N(scaling_where)(largest[lane], plan);
+        shift[lane] = one.shift, floor[lane] = one.floor, offset[lane] = one.offset;
+    }
+    s.shift = V(load)(shift), s.floor = V(load)(floor), s.n_ref = V(set)(0);
+    memcpy(&s.offset, offset, sizeof offset);
+    return s;
+}
+
+/* As stats_where, of `lanes` columns. */
+static void N(lane_stats_where)(const N(lane_sum) *rest, VI equal, VT top, const N(plan) *plan, size_t lanes,
+                                double *largest, double *log_sum) {
+    T tops[LANES];
+    INT counts[LANES];
+    double sums[LANES];
+    V(store)(tops, top);
+    N(store_sums)(rest, sums);
+    memcpy(counts, &equal, sizeof counts);
+    for (size_t lane = 0; lane < lanes; lane++) {
+        largest[lane] = log_sum[lane] = NAN;
+        if (!isfinite(tops[lane])) continue;
+        N(scaling) s = N(scaling_where)(tops[lane], plan);
+        double others = sums[lane] * pow2_of(-BIAS) * exp(N(exponent_where)(tops[lane], &s, plan));
+        if (others != others) continue; /* a NaN that the largest entry does not show */
+        largest[lane] = (double)tops[lane];
+        log_sum[lane] = log1p(((double)-counts[lane] - 1) + others);
+    }
+}
+
+static void N(stats_where_strip)(const N(columns) *c, size_t at, size_t column, size_t count, T *scratch) {
+    const N(plan) *plan = c->plan;
+    N(strip_table) t;
+    VI equal[sizeof t.top / sizeof *t.top];
+    N(strip) strip = N(read_strip)(c, c->x + at, count, scratch, t.top);
+    for (size_t v = 0; v * LANES < count; v++) t.scaling[v] = N(lane_scaling_where)(t.top[v], plan);
+    N(sum_strip)(strip, c->length, count, t.scaling, t.sum, equal, &plan->base, 1);
+    for (size_t v = 0; v * LANES < count; v++) {
+        size_t first = v * LANES, lanes = count - first < LANES ? count - first : LANES;
+        N(lane_stats_where)(&t.sum[v], equal[v], t.top[v], plan, lanes, c->largest + column + first,
+                            c->log_sum + column + first);
+    }
+}
+
+static int N(stats_where_columns)(const T *x, const rn_where *where, size_t outer, size_t length, size_t inner,
+                                  double *largest, double *log_sum) {
+    N(plan) plan = N(plan_for)(where, length);
+    N(columns) c = {.x = x, .length = length, .inner = inner, .largest = largest, .log_sum = log_sum, .plan = &plan};
+    return N(each_strip)(c, outer, 1, 2 * NS_EXP, N(stats_where_strip));
+}
+
+/* y = x scale - minus[column], in float64 until the end. */
+static void N(scaled_minus)(const T *x, double scale, const double *minus, T *y, size_t rows, size_t columns) {
+    int threads = rn_threads(rows, 0.3 * (double)rows * (double)columns);
+    vf64 factor = vf64_set(scale);
+    RN_PARALLEL(threads) {
+        RN_SHARE(rows, first, last);
+        for (size_t row = first; row < last; row++) {
+            const T *from = x + row * columns;
+            T *to = y + row * columns;
+            size_t i = 0;
+            for (; i + LANES <= columns; i += LANES) {
+                VT value = V(load)(from + i);
+#if WIDE
+                V(store)(to + i, value * factor - vf64_load(minus + i));
+#else
+                V(store)(to + i, vf32_from_vf64(vf64_low(value) * factor - vf64_load(minus + i),
+                                                vf64_high(value) * factor - vf64_load(minus + i + VF64)));
+#endif
+            }
+            for (; i < columns; i++) to[i] = (T)((double)from[i] * scale - minus[i]);
+        }
+    }
+}

@@ -27,6 +27,10 @@ cdef extern from "softmax.h":
         void (*log_softmax_where_f64)(const double *, size_t, const rn_where *, double *, size_t, size_t, double *, double *) nogil
         void (*from_stats_where_f32)(const float *, size_t, const float *, const rn_where *, float *, size_t, size_t, const double *, const double *, const double *) nogil
         void (*from_stats_where_f64)(const double *, size_t, const double *, const rn_where *, double *, size_t, size_t, const double *, const double *, const double *) nogil
+        int (*stats_where_columns_f32)(const float *, const rn_where *, size_t, size_t, size_t, double *, double *) nogil
+        int (*stats_where_columns_f64)(const double *, const rn_where *, size_t, size_t, size_t, double *, double *) nogil
+        void (*scaled_minus_f32)(const float *, double, const double *, float *, size_t, size_t) nogil
+        void (*scaled_minus_f64)(const double *, double, const double *, double *, size_t, size_t) nogil
         int (*softmax_f32)(const float *, size_t, float *, size_t, size_t, int) nogil
         int (*softmax_f64)(const double *, size_t, double *, size_t, size_t, int) nogil
         int (*row_stats_f32)(const float *, size_t, size_t, size_t, double *, double *) nogil
@@ -693,12 +697,38 @@ cdef _Stats _stats_where(_Rows r, _Selection w, np.ndarray z):
     cdef double *log_sum = <double *> np.PyArray_DATA(s.log_sum)
     cdef void *x = np.PyArray_DATA(r.x)
     cdef void *target = NULL if z is None else np.PyArray_DATA(z)
+    cdef int failed = 0
     with nogil:
-        if r.single:
+        if r.columns:
+            if r.rows == 0:
+                pass
+            elif r.single:
+                failed = rn_softmax().stats_where_columns_f32(<const float *> x, &w.where, r.outer, r.length, r.inner, largest, log_sum)
+            else:
+                failed = rn_softmax().stats_where_columns_f64(<const double *> x, &w.where, r.outer, r.length, r.inner, largest, log_sum)
+        elif r.single:
             rn_softmax().log_softmax_where_f32(<const float *> x, r.stride, &w.where, <float *> target, r.rows, r.length, largest, log_sum)
         else:
             rn_softmax().log_softmax_where_f64(<const double *> x, r.stride, &w.where, <double *> target, r.rows, r.length, largest, log_sum)
+    if failed:
+        raise MemoryError
     return s
+
+
+def _scaled_minus(x, double scale, minus):
+    """``x * scale - minus`` of a matrix, `minus` float64 and one a column, formed in float64."""
+    cdef np.ndarray rows = _in_order(x), y = _fresh(rows)
+    cdef void *source = np.PyArray_DATA(rows)
+    cdef void *target = np.PyArray_DATA(y)
+    cdef const double *each = <const double *> np.PyArray_DATA(<np.ndarray> minus)
+    cdef size_t count = np.PyArray_DIM(rows, 0), columns = np.PyArray_DIM(rows, 1)
+    cdef bint single = np.PyArray_TYPE(rows) == np.NPY_FLOAT
+    with nogil:
+        if single:
+            rn_softmax().scaled_minus_f32(<const float *> source, scale, each, <float *> target, count, columns)
+        else:
+            rn_softmax().scaled_minus_f64(<const double *> source, scale, each, <double *> target, count, columns)
+    return y
 
 
 cdef _softmax_where_vjp(np.ndarray array, axis, algorithm, where, temperature):
@@ -748,14 +778,17 @@ cdef _logsumexp_where(np.ndarray array, axis, keepdims, where, temperature, bint
     chosen, taken = _chosen(array, where, temperature, along)
     if not taken:
         return _reference_logs.logsumexp_vjp(array, axis=axis, keepdims=keepdims, where=where, temperature=temperature)
-    cdef _Rows r = _rows_along(array, along, False)
+    cdef _Rows r = _rows_along(array, along, chosen is None and not pull)
     cdef _Selection w = _selection(chosen, temperature)
     cdef _Stats s = _stats_where(r, w, None)
     total = s.largest / temperature + s.log_sum
     undefined = numpy.isnan(total)
     if undefined.any():
         # No finite largest entry among those that take part: that itself is the limit (NaN, inf or -inf).
-        part = (<object> r.x).reshape(r.rows, r.length)[undefined]
+        part = <object> r.x
+        if r.columns:
+            part = part.reshape(r.outer, r.length, r.inner).swapaxes(1, 2)
+        part = part.reshape(r.rows, r.length)[undefined]
         here = True if chosen is None else numpy.reshape(chosen, (r.rows, r.length))[undefined]
         total[undefined] = part.max(axis=1, initial=-numpy.inf, where=here)
     shape = list((<object> array).shape)

@@ -14,10 +14,7 @@ import numpy as np
 import refnorm.softmax as reference
 from refnorm._typing import AnyArray, Array, F, Pullback
 from refnorm.softmax._dual_bank_norm import _arguments as arguments
-from refnorm_fast.softmax._core import logsumexp, softmax
-
-BLOCK = 1 << 15
-"""Entries that are normalized at a time in float64: 256 KB, which the second-level cache holds."""
+from refnorm_fast.softmax._core import _scaled_minus, logsumexp, softmax
 
 
 def inverted_softmax(sim: Array[F], bank: Array[F], *, sharpness: float = 20.0, log: bool = True) -> Array[F]:
@@ -124,18 +121,8 @@ def _log_normalized(sim: AnyArray, banks: list[AnyArray], sharpness: tuple[float
     popularity = np.zeros(sim.shape[1])
     for bank, sharp in zip(banks, sharpness, strict=True):
         popularity += logsumexp(bank, axis=0, temperature=1 / sharp)
-    total = sum(sharpness)
-    y = np.empty(sim.shape, sim.dtype)
-    rows = max(1, BLOCK // sim.shape[1])
-    # The difference may cancel, so it is formed in float64, a block at a time.
-    wide = np.empty((min(rows, len(sim)), sim.shape[1]))
-    for first in range(0, len(sim), rows):
-        part = sim[first : first + rows]
-        block = wide[: len(part)]
-        np.multiply(part, total, out=block)
-        np.subtract(block, popularity, out=block)
-        y[first : first + rows] = block
-    return y
+    # The difference may cancel, so it is formed in float64.
+    return _scaled_minus(sim, sum(sharpness), popularity)
 
 
 def _pullback(sim: AnyArray, banks: list[AnyArray], sharpness: tuple[float, ...]) -> Pullback:

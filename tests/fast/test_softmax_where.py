@@ -303,3 +303,50 @@ def test_random_shapes(
     np.testing.assert_allclose(value, expected, rtol=limit, atol=limit)
     g = rng.standard_normal(expected.shape).astype(dtype)
     np.testing.assert_allclose(pull(g)[0], back(g)[0], rtol=10 * limit, atol=10 * limit / temperature)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+@pytest.mark.parametrize("temperature", [0.7, 1e-3, 1e4])
+def test_logsumexp_down_columns(temperature: float, dtype: Any) -> None:
+    # In float64 the quotient, the logarithm and their sum round; in float32 the result alone does.
+    limit = 1 if dtype is np.float32 else 2
+    rng = np.random.default_rng(9)
+    for length, columns in ((1, 5), (2, 33), (37, 70), (5, 600), (1500, 130)):
+        x = (3 * temperature * rng.standard_normal((2, length, columns))).astype(dtype)
+        x[0, :, 0] += dtype(1000 * temperature)
+        x[1, 0] = x[1].max(axis=0)  # the largest entry twice
+        for layout, same in support.layouts(x).items():
+            wide = same.astype(np.longdouble) / np.longdouble(temperature)
+            top = wide.max(axis=1, keepdims=True)
+            expected = top[:, 0] + np.log(np.exp(wide - top).sum(axis=1))
+            found = fast.logsumexp(same, axis=1, temperature=temperature)
+            assert found.dtype == dtype
+            unit = np.finfo(dtype).eps * np.maximum(np.abs(expected), 1)
+            assert (np.abs(found - expected) / unit).max() <= limit, layout
+        kept = fast.logsumexp(x, axis=1, temperature=temperature, keepdims=True)
+        np.testing.assert_array_equal(kept, fast.logsumexp(x, axis=1, temperature=temperature)[:, None])
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", support.DTYPES)
+def test_logsumexp_down_special_columns(dtype: Any) -> None:
+    x = np.random.default_rng(1).standard_normal((40, 70)).astype(dtype)
+    x[3, 0], x[4, 1], x[5, 2], x[:, 3], x[6, 4], x[7, 4] = np.nan, np.inf, -np.inf, -np.inf, np.nan, np.inf
+    x[:, 5], x[8, 6] = np.finfo(dtype).max, np.finfo(dtype).max
+    for axis, array in ((0, x), (1, np.stack([x, x[::-1]]))):
+        for temperature in (0.5, 3.0):
+            with np.errstate(all="ignore"):
+                expected = reference.logsumexp(array, axis=axis, temperature=temperature)
+                found = fast.logsumexp(array, axis=axis, temperature=temperature)
+            np.testing.assert_allclose(found, expected, rtol=8 * np.finfo(dtype).eps)
+    empty = fast.logsumexp(x[:, :0], axis=0, temperature=2.0)
+    assert empty.shape == (0,)
+
+
+def test_logsumexp_down_columns_is_the_same_for_any_number_of_threads() -> None:
+    x = np.random.default_rng(2).standard_normal((700, 900), np.float32)
+    with support.threads(1):
+        expected = fast.logsumexp(x, axis=0, temperature=0.3)
+    with support.threads(2):
+        np.testing.assert_array_equal(fast.logsumexp(x, axis=0, temperature=0.3), expected)

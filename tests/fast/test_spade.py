@@ -178,8 +178,11 @@ def test_same_bits_for_any_number_of_threads(dtype: type) -> None:
 
 def test_results_too_large_for_the_caches() -> None:
     # non-temporal stores: large enough for any last-level cache that reports itself as up to 64 MiB
-    x, gain, bias, _ = maps_of((9_000_001,), np.float32)
+    x, gain, bias, dy = maps_of((9_000_001,), np.float32)
     y = fast.spade_modulate(x, gain, bias)
+    dx, dgain, _ = fast.spade_modulate_vjp(x, gain, bias)[1](dy)
+    np.testing.assert_array_equal(dx, dy * (1 + gain))
+    np.testing.assert_array_equal(dgain, dy * x)
     for first in range(0, len(x), 1 << 18):
         part = slice(first, first + (1 << 18))
         np.testing.assert_array_equal(y[part], fast.spade_modulate(x[part], gain[part], bias[part]))
