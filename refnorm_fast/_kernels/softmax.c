@@ -43,6 +43,24 @@ RN_INLINE vf64 stable_wide(vf64 x) {
     return vf64_select((vi64)(x >= 0.0), size, 1.0 / size);
 }
 RN_INLINE vf64 stable_log(vf64 x) { return vf64_copysign(vf64_log1p_positive(vf64_abs(x)), x); }
+/* h(x) - (K ln2 + rest) for float32 x, rounded to an absolute error below 2^-24 where it lies near 1, for whole K. h is taken
+ * apart as k ln2 + log m, so that what is large cancels in k - K, exactly, before anything is rounded. */
+RN_INLINE vf32 stable_log_less(vf32 x, vf32 K, vf32 rest) {
+    vf32 a = vf32_abs(x), whole = 1.0f + a;
+    vf32 lost = vf32_select(a > 1.0f, 1.0f - (whole - a), a - (whole - 1.0f)); /* what 1 + |x| lost to rounding */
+    vu32 bits = (vu32)whole, steps = (bits - 0x3f3504f3u) >> 23;              /* m between sqrt(1/2) and sqrt(2) */
+    vf32 f = (vf32)(bits - (steps << 23)) - 1.0f, half = 0.5f * f * f;
+    vf32 s = f / (2.0f + f), z = s * s; /* log(1 + f) = 2 artanh(s), whose series ends at s^9 */
+    vf32 series = vf32_fma(z, vf32_set(2.0f / 9), vf32_set(2.0f / 7));
+    series = vf32_fma(z, series, vf32_set(2.0f / 5));
+    series = z * vf32_fma(z, series, vf32_set(2.0f / 3));
+    vf32 log = f - (half - vf32_fma(s, half + series, lost * vf32_reciprocal_near(whole)));
+    vi32 sign = (vi32)x & (int32_t)0x80000000;
+    vf32 k = (vf32)((vi32)vf32_from_vi32((vi32)steps) ^ sign) - K;
+    vf32 near = vf32_fma(k, vf32_set(0x1.0bfbe8p-15f), (vf32)((vi32)log ^ sign) - rest);
+    vf32 less = vf32_fma(k, vf32_set(0x1.62ep-1f), near); /* the product is exact: 12 bits times 9 */
+    return vf32_select(a < INFINITY, less, x);
+}
 static double stable_one(double x) { return x >= 0 ? 1 + x : 1 / (1 - x); }
 static double stable_log_one(double x) { return copysign(log1p(fabs(x)), x); }
 
