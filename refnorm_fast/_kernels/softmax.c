@@ -11,10 +11,25 @@ static double exponent_minus(double n, double x) {
     return (n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33;
 }
 
-/* log(count + rest) where `rest` is scaled by e^x / 2^n, n near x / ln2; count >= 1. */
-RN_INLINE vf64 log_of_count_and_rest(vf64 count, vf64 rest, vf64 n, vf64 x) {
+/* log(1 + x) for x >= 0 within 2^-26 of it, for results in float32: what 1 + x loses to rounding is left out. */
+RN_INLINE vf64 log1p_near(vf64 x) {
+    vf64 whole = 1.0 + x;
+    vu64 bits = (vu64)whole, steps = (bits - 0x3fe6a09e667f3bcdULL) >> 52; /* as vf64_log1p_positive */
+    vf64 k = (vf64)(steps + 0x4338000000000000ULL) - 0x1.8p52;
+    vf64 f = (vf64)(bits - (steps << 52)) - 1.0;
+    vf64 s = f / (2.0 + f), z = s * s, half = 0.5 * f * f;
+    vf64 series = vf64_fma(z, vf64_set(2.0 / 9), vf64_set(2.0 / 7));
+    series = vf64_fma(z, vf64_fma(z, series, vf64_set(2.0 / 5)), vf64_set(2.0 / 3));
+    vf64 log = vf64_fma(k, vf64_set(0x1.62e42fefa39efp-1), f - (half - s * vf64_fma(z, series, half)));
+    vi64 between = (vi64)(x >= 0x1p-26) & (vi64)(x < INFINITY);
+    return vf64_select(between, log, x); /* NaN and infinity stay, and a small x is its own logarithm */
+}
+RN_INLINE vf64 log1p_of(vf64 x, int wide) { return wide ? vf64_log1p_positive(x) : log1p_near(x); }
+
+/* log(count + rest) where `rest` is scaled by e^x / 2^n, n near x / ln2; count >= 1. For results in float64 if `wide`. */
+RN_INLINE vf64 log_of_count_and_rest(vf64 count, vf64 rest, vf64 n, vf64 x, int wide) {
     vf64 exponent = (n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33;
-    return vf64_log1p_positive((count - 1.0) + rest * (1.0 + vf64_expm1_core(exponent)));
+    return log1p_of((count - 1.0) + rest * (1.0 + vf64_expm1_core(exponent)), wide);
 }
 
 /* log(sum) >= 0, where sum is scaled like that; 0 for a sum of 0. */
