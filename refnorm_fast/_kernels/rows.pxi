@@ -101,9 +101,32 @@ cdef _check_out(out, np.ndarray like):
         _checks.fail("out", "a writable array", "a read-only one")
 
 
-cdef inline bint _apart(np.ndarray a, np.ndarray b):
+cdef inline bint _bounds(np.ndarray a, char **low, char **high) noexcept:
+    """The bytes that an array's entries lie between; False if it has none."""
+    cdef int i
+    cdef np.npy_intp reach
+    low[0] = np.PyArray_BYTES(a)
+    high[0] = low[0] + np.PyArray_ITEMSIZE(a)
+    for i in range(np.PyArray_NDIM(a)):
+        if np.PyArray_DIM(a, i) == 0:
+            return False
+        reach = (np.PyArray_DIM(a, i) - 1) * np.PyArray_STRIDE(a, i)
+        if reach < 0:
+            low[0] += reach
+        else:
+            high[0] += reach
+    return True
+
+
+cdef inline bint _apart(np.ndarray a, np.ndarray b) noexcept:
     """Whether the memory of two arrays is disjoint, judged by its bounds."""
-    return not numpy.may_share_memory(a, b)
+    cdef char *low_a
+    cdef char *high_a
+    cdef char *low_b
+    cdef char *high_b
+    if not (_bounds(a, &low_a, &high_a) and _bounds(b, &low_b, &high_b)):
+        return True
+    return high_a <= low_b or high_b <= low_a
 
 
 cdef inline bint _identical(np.ndarray a, np.ndarray b) noexcept:

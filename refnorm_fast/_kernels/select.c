@@ -5,6 +5,7 @@
 
 #include "parallel.h"
 #include "softmax.h"
+#include "transpose.h"
 #include "vec_math.h"
 
 /* One bit a lane of a mask. */
@@ -40,6 +41,8 @@ RN_INLINE uint32_t vi64_bits(vi64 mask) {
 static size_t chunk_rows(size_t length) { return length > 2048 ? 4 : 64; }
 /* Rows of at most this many entries may be scanned once for each of the selected. */
 #define SCAN_LENGTH 1024
+/* So many may be found by a list that goes down several rows at once. */
+#define LIST_LENGTH 8
 /* Partial sums of the bias's cotangent: so many whatever the number of threads. */
 #define BIAS_PARTS 32
 

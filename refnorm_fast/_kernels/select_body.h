@@ -1,6 +1,7 @@
 /* Body of select.c for one element type: T, its vector VT, masks VI, LANES lanes.
  *
- * The k largest of a row. Short rows: the largest, then the largest below it, and so on, one scan of the row each, until enough
+ * The k largest of a row. Where there are as many rows as lanes and k is small, a list of the k largest so far goes down all of
+ * them at once, a row a lane; its last entry bounds the selection. Else short rows: the largest, then the largest below it, and so on, one scan of the row each, until enough
  * entries are at least as large as the last one found; the bits of that comparison are the selection. Long rows: a tournament. The row
  * is cut into blocks, each block's largest entry is known, and taking an entry out costs one look over the blocks and one
  * over its block. */
@@ -46,6 +47,20 @@ static size_t N(find)(const T *x, size_t from, size_t length, T value) {
     return length;
 }
 
+/* Writes the indices of the entries whose bit is set, in order; of those equal to the bound, where they are `too_many`, only the
+ * first `spare`. */
+RN_INLINE void N(choose)(const T *x, const uint32_t *bits, size_t vectors, T bound, int too_many, size_t spare, int32_t *chosen) {
+    for (size_t v = 0; v < vectors; v++)
+        for (uint32_t left = bits[v]; left; left &= left - 1) {
+            size_t i = v * LANES + (size_t)__builtin_ctz(left);
+            if (too_many && x[i] == bound) {
+                if (spare == 0) continue;
+                spare--;
+            }
+            *chosen++ = (int32_t)i;
+        }
+}
+
 /* By scans; `first` is the largest entry. 0 if fewer than k entries are above -inf. */
 static int N(select_by_scans)(const T *x, size_t length, size_t k, T first, int32_t *chosen) {
     uint32_t bits[SCAN_LENGTH / LANES];
@@ -66,17 +81,73 @@ static int N(select_by_scans)(const T *x, size_t length, size_t k, T first, int3
         before = count;
         bound = V(largest)(below);
     }
-    size_t spare = k - before, taken = 0; /* of the entries equal to the bound the first ones */
-    for (size_t v = 0; v < vectors; v++)
-        for (uint32_t left = bits[v]; left; left &= left - 1) {
-            size_t i = v * LANES + (size_t)__builtin_ctz(left);
-            if (count > k && x[i] == bound) {
-                if (spare == 0) continue;
-                spare--;
-            }
-            chosen[taken++] = (int32_t)i;
-        }
+    N(choose)(x, bits, vectors, bound, count > k, k - before, chosen);
     return 1;
+}
+
+/* The same where the k-th largest entry is known. */
+static int N(select_from)(const T *x, size_t length, size_t k, T bound, int32_t *chosen) {
+    if (!(bound > -INFINITY)) return 0;
+    uint32_t bits[SCAN_LENGTH / LANES];
+    size_t count = 0, above = 0, vectors = (length + LANES - 1) / LANES;
+    VT limit = V(set)(bound);
+    for (size_t v = 0; v < vectors; v++) {
+        bits[v] = VM(bits)((VI)(N(entries)(x, v * LANES, length) >= limit));
+        count += (size_t)__builtin_popcount(bits[v]);
+    }
+    for (size_t i = 0; count > k && i < length; i++) above += x[i] > bound;
+    N(choose)(x, bits, vectors, bound, count > k, k - above, chosen);
+    return 1;
+}
+
+/* The k-th largest entry of each of LANES rows, from a list of the `slots` >= k largest so far, a row a lane: an entry goes down
+ * the list, and each place keeps the larger. NaN is skipped; *odd: lanes that hold one. `block`: room for two blocks. */
+RN_INLINE VT N(kth_of)(const int slots, const T *x, size_t stride, const T *bias, size_t length, size_t k, T *block, VI *odd) {
+    VT top[LIST_LENGTH], lowest = V(set)(-INFINITY);
+#pragma GCC unroll 8
+    for (int j = 0; j < slots; j++) top[j] = lowest;
+    VI nan = {0};
+    for (size_t i = 0; i < length; i += LANES) {
+        const T *from = x + i;
+        size_t step = stride;
+        /* The rows that come next: the order in which this one's are read is none that a processor foresees. */
+        for (size_t row = LANES; row < 2 * LANES; row++) __builtin_prefetch(from + row * stride);
+        if (bias || length - i < LANES) {
+            VT added = bias ? N(entries)(bias, i, length) : V(set)(0);
+            T *copy = block + LANES * LANES;
+            for (size_t row = 0; row < LANES; row++)
+                V(store)(copy + row * LANES, N(entries)(from + row * stride, 0, length - i) + added);
+            from = copy;
+            step = LANES;
+        }
+        N(transpose_lanes)(from, (ptrdiff_t)step, block, LANES);
+        for (size_t column = 0; column < LANES; column++) {
+            VT entry = V(load)(block + column * LANES);
+            nan |= (VI)(entry != entry);
+            entry = V(max)(entry, lowest);
+#pragma GCC unroll 8
+            for (int j = 0; j < slots; j++) {
+                VT larger = V(max)(entry, top[j]);
+                entry = V(min)(entry, top[j]);
+                top[j] = larger;
+            }
+        }
+    }
+    *odd = nan;
+    VT found = top[0];
+#pragma GCC unroll 8
+    for (int j = 1; j < slots; j++)
+        if ((size_t)j < k) found = top[j];
+    return found;
+}
+/* Whether each row of LANES has an odd entry, and its k-th largest; k <= LIST_LENGTH. */
+static void N(kth_largest)(const T *x, size_t stride, const T *bias, size_t length, size_t k, T *block, T *bounds, uint32_t *odd) {
+    VI nan;
+    VT found = k <= 2   ? N(kth_of)(2, x, stride, bias, length, k, block, &nan)
+               : k <= 4 ? N(kth_of)(4, x, stride, bias, length, k, block, &nan)
+                        : N(kth_of)(LIST_LENGTH, x, stride, bias, length, k, block, &nan);
+    V(store)(bounds, found);
+    *odd = VM(bits)(nan);
 }
 
 static size_t N(block_size)(size_t length) { return length <= 4096 ? 64 : length <= 65536 ? 256 : 1024; }
@@ -151,26 +222,38 @@ static void N(fill_row)(T *y, size_t length, T value) {
 
 /* What a thread needs for a row. */
 typedef struct {
-    T *raised, *best;
+    T *raised, *best, *block;
     int32_t *row, *from;
+    T bounds[LANES]; /* of LANES rows the k-th largest entry each */
+    uint32_t odd;    /* which of them hold NaN */
 } N(selector);
 
 static int N(selector_init)(N(selector) *s, size_t length, size_t top_k) {
     size_t blocks = length / N(block_size)(length) + 1;
-    s->raised = rn_scratch(1, (length + blocks + LANES) * sizeof(T));
+    s->raised = rn_scratch(1, (length + blocks + LANES + 2 * LANES * LANES) * sizeof(T));
     s->row = rn_scratch(2, (top_k + blocks) * sizeof(int32_t));
     if (s->raised == NULL || s->row == NULL) return -1;
     s->best = s->raised + length;
+    s->block = s->best + blocks + LANES;
     s->from = s->row + top_k;
     return 0;
 }
 
-/* Selected sums of one row to packed[0], packed[step], ...; all NaN if a sum anywhere in the row is. */
-static void N(pack_row)(const N(selector) *s, const T *x, const T *bias, int odd_bias, int with_bias, uint8_t *mask,
+/* Selected sums of one row to packed[0], packed[step], ...; all NaN if a sum anywhere in the row is. `bounded`: the row's place in
+ * s->bounds, or -1. */
+static void N(pack_row)(const N(selector) *s, const T *x, const T *bias, int odd_bias, int with_bias, int bounded, uint8_t *mask,
                         int32_t *chosen, T *packed, size_t step, size_t length, size_t top_k) {
     if (bias && (with_bias || odd_bias))
         for (size_t i = 0; i < length; i++) s->raised[i] = x[i] + bias[i];
-    int nan = N(select_row)(with_bias && bias ? s->raised : x, length, top_k, s->row, mask, s->best, s->from);
+    const T *judged = with_bias && bias ? s->raised : x;
+    int nan;
+    if (bounded >= 0) {
+        nan = (int)(s->odd >> bounded & 1);
+        if (!N(select_from)(judged, length, top_k, s->bounds[bounded], s->row))
+            N(select_the_rest)(judged, length, top_k, s->row, mask);
+    } else {
+        nan = N(select_row)(judged, length, top_k, s->row, mask, s->best, s->from);
+    }
     for (size_t i = 0; odd_bias && i < length; i++) nan |= s->raised[i] != s->raised[i];
     for (size_t j = 0; j < top_k; j++) {
         int32_t i = s->row[j];
@@ -195,7 +278,7 @@ static int N(topk_softmax)(const T *scores, size_t stride, const T *bias, T *wei
     int odd_bias = 0, failed = 0;
     for (size_t i = 0; bias && i < length; i++) odd_bias |= !isfinite(bias[i]);
     size_t most = chunk_rows(length), chunks = (rows + most - 1) / most;
-    int threads = rn_threads(chunks, (double)rows * (20.0 + 0.3 * (double)length + 10.0 * (double)top_k));
+    int threads = rn_threads(chunks, (double)rows * (15.0 + 0.3 * (double)length + 3.0 * (double)top_k));
     RN_PARALLEL(threads) {
         RN_SHARE(chunks, first, last);
         N(selector) s;
@@ -206,9 +289,14 @@ static int N(topk_softmax)(const T *scores, size_t stride, const T *bias, T *wei
             size_t begin = chunk * most, count = rows - begin < most ? rows - begin : most;
             T *values = chosen ? packed + begin * top_k : (T *)own;
             int32_t *where = chosen ? chosen + begin * top_k : (int32_t *)(own + kept * sizeof(T));
-            for (size_t r = 0; r < count; r++)
-                N(pack_row)(&s, scores + (begin + r) * stride, bias, odd_bias, with_bias, mask + (begin + r) * length,
-                            where + r, values + r, count, length, top_k);
+            size_t bounded = top_k <= LIST_LENGTH && top_k < length && length <= SCAN_LENGTH ? count / LANES * LANES : 0;
+            for (size_t r = 0; r < count; r++) {
+                const T *x = scores + (begin + r) * stride;
+                if (r < bounded && r % LANES == 0)
+                    N(kth_largest)(x, stride, with_bias ? bias : NULL, length, top_k, s.block, s.bounds, &s.odd);
+                N(pack_row)(&s, x, bias, odd_bias, with_bias, r < bounded ? (int)(r % LANES) : -1,
+                            mask + (begin + r) * length, where + r, values + r, count, length, top_k);
+            }
             if (rn_softmax()->N(softmax_columns)(values, values, 1, top_k, count)) failed = 1;
             for (size_t r = 0; r < count; r++)
                 N(spread_row)(where + r, values + r, count, weights + (begin + r) * length, mask + (begin + r) * length,

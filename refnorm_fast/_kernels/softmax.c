@@ -11,10 +11,25 @@ static double exponent_minus(double n, double x) {
     return (n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33;
 }
 
-/* log(count + rest) where `rest` is scaled by e^x / 2^n, n near x / ln2; count >= 1. */
-RN_INLINE vf64 log_of_count_and_rest(vf64 count, vf64 rest, vf64 n, vf64 x) {
+/* log(1 + x) for x >= 0 within 2^-26 of it, for results in float32: what 1 + x loses to rounding is left out. */
+RN_INLINE vf64 log1p_near(vf64 x) {
+    vf64 whole = 1.0 + x;
+    vu64 bits = (vu64)whole, steps = (bits - 0x3fe6a09e667f3bcdULL) >> 52; /* as vf64_log1p_positive */
+    vf64 k = (vf64)(steps + 0x4338000000000000ULL) - 0x1.8p52;
+    vf64 f = (vf64)(bits - (steps << 52)) - 1.0;
+    vf64 s = f / (2.0 + f), z = s * s, half = 0.5 * f * f;
+    vf64 series = vf64_fma(z, vf64_set(2.0 / 9), vf64_set(2.0 / 7));
+    series = vf64_fma(z, vf64_fma(z, series, vf64_set(2.0 / 5)), vf64_set(2.0 / 3));
+    vf64 log = vf64_fma(k, vf64_set(0x1.62e42fefa39efp-1), f - (half - s * vf64_fma(z, series, half)));
+    vi64 between = (vi64)(x >= 0x1p-26) & (vi64)(x < INFINITY);
+    return vf64_select(between, log, x); /* NaN and infinity stay, and a small x is its own logarithm */
+}
+RN_INLINE vf64 log1p_of(vf64 x, int wide) { return wide ? vf64_log1p_positive(x) : log1p_near(x); }
+
+/* log(count + rest) where `rest` is scaled by e^x / 2^n, n near x / ln2; count >= 1. For results in float64 if `wide`. */
+RN_INLINE vf64 log_of_count_and_rest(vf64 count, vf64 rest, vf64 n, vf64 x, int wide) {
     vf64 exponent = (n * 0x1.62e42fee00000p-1 - x) + n * 0x1.a39ef35793c76p-33;
-    return vf64_log1p_positive((count - 1.0) + rest * (1.0 + vf64_expm1_core(exponent)));
+    return log1p_of((count - 1.0) + rest * (1.0 + vf64_expm1_core(exponent)), wide);
 }
 
 /* log(sum) >= 0, where sum is scaled like that; 0 for a sum of 0. */
@@ -43,6 +58,24 @@ RN_INLINE vf64 stable_wide(vf64 x) {
     return vf64_select((vi64)(x >= 0.0), size, 1.0 / size);
 }
 RN_INLINE vf64 stable_log(vf64 x) { return vf64_copysign(vf64_log1p_positive(vf64_abs(x)), x); }
+/* h(x) - (K ln2 + rest) for float32 x, rounded to an absolute error below 2^-24 where it lies near 1, for whole K. h is taken
+ * apart as k ln2 + log m, so that what is large cancels in k - K, exactly, before anything is rounded. */
+RN_INLINE vf32 stable_log_less(vf32 x, vf32 K, vf32 rest) {
+    vf32 a = vf32_abs(x), whole = 1.0f + a;
+    vf32 lost = vf32_select(a > 1.0f, 1.0f - (whole - a), a - (whole - 1.0f)); /* what 1 + |x| lost to rounding */
+    vu32 bits = (vu32)whole, steps = (bits - 0x3f3504f3u) >> 23;              /* m between sqrt(1/2) and sqrt(2) */
+    vf32 f = (vf32)(bits - (steps << 23)) - 1.0f, half = 0.5f * f * f;
+    vf32 s = f / (2.0f + f), z = s * s; /* log(1 + f) = 2 artanh(s), whose series ends at s^9 */
+    vf32 series = vf32_fma(z, vf32_set(2.0f / 9), vf32_set(2.0f / 7));
+    series = vf32_fma(z, series, vf32_set(2.0f / 5));
+    series = z * vf32_fma(z, series, vf32_set(2.0f / 3));
+    vf32 log = f - (half - vf32_fma(s, half + series, lost * vf32_reciprocal_near(whole)));
+    vi32 sign = (vi32)x & (int32_t)0x80000000;
+    vf32 k = (vf32)((vi32)vf32_from_vi32((vi32)steps) ^ sign) - K;
+    vf32 near = vf32_fma(k, vf32_set(0x1.0bfbe8p-15f), (vf32)((vi32)log ^ sign) - rest);
+    vf32 less = vf32_fma(k, vf32_set(0x1.62ep-1f), near); /* the product is exact: 12 bits times 9 */
+    return vf32_select(a < INFINITY, less, x);
+}
 static double stable_one(double x) { return x >= 0 ? 1 + x : 1 / (1 - x); }
 static double stable_log_one(double x) { return copysign(log1p(fabs(x)), x); }
 

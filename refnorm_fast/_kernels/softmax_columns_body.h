@@ -331,11 +331,11 @@ static void N(lane_stats)(const N(lane_sum) *rest, VI equal, const N(lane_scalin
 #if WIDE
     vf64 count = -((vf64)(equal + (vi64)vf64_set(MAGIC)) - MAGIC), sums = (rest->low + rest->high) * unit;
     vf64_store(largest, top);
-    vf64_store(log_sum, vf64_select(s->finite, log_of_count_and_rest(count, sums, s->n_ref, raw_top), top));
+    vf64_store(log_sum, vf64_select(s->finite, log_of_count_and_rest(count, sums, s->n_ref, raw_top, WIDE), top));
 #else
     vf32 count = -vf32_from_vi32(equal);
-    vf64 low = log_of_count_and_rest(vf64_low(count), rest->low * unit, vf64_low(s->n_ref), vf64_low(raw_top));
-    vf64 high = log_of_count_and_rest(vf64_high(count), rest->high * unit, vf64_high(s->n_ref), vf64_high(raw_top));
+    vf64 low = log_of_count_and_rest(vf64_low(count), rest->low * unit, vf64_low(s->n_ref), vf64_low(raw_top), WIDE);
+    vf64 high = log_of_count_and_rest(vf64_high(count), rest->high * unit, vf64_high(s->n_ref), vf64_high(raw_top), WIDE);
     /* NaN in `top` marks the lanes without a logarithm. */
     vf64_store(largest, vf64_low(top));
     vf64_store(largest + VF64, vf64_high(top));

@@ -131,7 +131,7 @@ static void N(stablemax_backward)(const T *x, size_t stride, const T *y, const T
 }
 
 static void N(log_stablemax)(const T *x, size_t stride, T *z, size_t rows, size_t length, rn_stable_stats *stats) {
-    int threads = rn_threads(rows, 4 * NS_STABLE * (double)rows * (double)length);
+    int threads = rn_threads(rows, (WIDE ? 4 : 2) * NS_STABLE * (double)rows * (double)length);
     RN_PARALLEL(threads) {
         RN_SHARE(rows, first, last);
         for (size_t row = first; row < last; row++) {
@@ -143,10 +143,18 @@ static void N(log_stablemax)(const T *x, size_t stride, T *z, size_t rows, size_
                 N(fill)(to, length, NAN);
                 continue;
             }
+#if WIDE
             vf64 top = vf64_set(stable_log_one(s.largest)), sum = vf64_set(s.log_sum);
 #define LOG_OF(entry) ((stable_log(entry) - top) - sum)
-#define WHOLE value = STABLE_MAP(V(load)(from + i), LOG_OF)
-#define PART(count) value = STABLE_MAP(V(load_part)(from + i, count, 0), LOG_OF)
+#else
+            /* A result far from 0 bears float32's rounding of its parts. The largest entries' may be near 0: -log_sum it is. */
+            double below = stable_log_one(s.largest) + s.log_sum, steps = rint(below / 0x1.62e42fefa39efp-1);
+            vf32 K = vf32_set((float)steps), rest = vf32_set((float)(below - steps * 0x1.62e42fefa39efp-1));
+            vf32 top = vf32_set(s.largest), log_of_top = vf32_set((float)-s.log_sum);
+#define LOG_OF(entry) vf32_select((entry) == top, log_of_top, stable_log_less(entry, K, rest))
+#endif
+#define WHOLE value = LOG_OF(V(load)(from + i))
+#define PART(count) value = LOG_OF(V(load_part)(from + i, count, 0))
             ROW_LOOP(length, to, 0, WHOLE, PART);
 #undef WHOLE
 #undef PART

@@ -130,7 +130,10 @@ cdef bint _writes_directly(out, query, key, value, mask, row_bias=None, pair_bia
     """Whether the kernel can write to `out` while it reads the arguments."""
     if out is None or not out.flags.c_contiguous or not out.flags.aligned:
         return False
-    return all(_apart(out, a) for a in (query, key, value, mask, row_bias, pair_bias) if a is not None)
+    for array in (query, key, value, mask, row_bias, pair_bias):
+        if array is not None and not _apart(out, array):
+            return False
+    return True
 
 
 def scaled_dot_product_attention_vjp(query, key, value, *, mask=None, causal=False, scale=None):
