@@ -82,8 +82,8 @@ class Frame:
         """
         given = np.moveaxis(np.asarray(array, dtype=np.float64), self.axis, -1)
         with np.errstate(over="ignore"):
-            fits = (np.abs(given) * self.unit <= LONGEST).all(axis=-1, keepdims=True)
-        factor = np.where(fits, self.unit, SHRINK)
+            overflows = (np.abs(given) * self.unit > LONGEST).any(axis=-1, keepdims=True)
+        factor = np.where(overflows, SHRINK, self.unit)
         return given * factor, factor
 
     def point(self, array: Any, name: str) -> Point:

@@ -176,7 +176,8 @@ def logsumexp_vjp(
         dx = along * np.moveaxis(np.exp(z), -1, last)
         return (_through(dx, chosen, temperature).astype(x.dtype),)
 
-    return np.asarray(value.astype(x.dtype)), pullback
+    with np.errstate(over="ignore"):  # a quotient by a low temperature may leave the range of float32
+        return np.asarray(value.astype(x.dtype)), pullback
 
 
 def cross_entropy(

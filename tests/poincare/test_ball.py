@@ -506,3 +506,8 @@ def test_empty_batches():
     value, pullback = mobius_add_vjp(empty, empty, 1.0)
     assert value.shape == (0, 3)
     assert pullback(value)[2] == 0
+
+
+def test_a_vector_with_nan_is_not_taken_for_an_endless_one():
+    _, pullback = project_ball_vjp(np.array([[np.nan, 0.5], [0.1, 0.2]]), 1.0)
+    np.testing.assert_array_equal(pullback(np.array([[1.0, 2.0], [3.0, 4.0]]))[0], [[1, 2], [3, 4]])
