@@ -329,9 +329,13 @@ def drawing(directive: BookDirective, name: str, found: Evidence) -> list[nodes.
 
 
 def plain_svg(drawing: bytes) -> bytes:
-    """Return an SVG without its document type and without empty glyphs, neither of which an EPUB may have."""
+    """Return an SVG without its document type, empty glyphs and names of images, which occur twice where an image does.
+
+    An EPUB may have none of them.
+    """
     without_type = re.sub(rb"<!DOCTYPE[^>]*>\s*", b"", drawing, count=1)
-    return re.sub(rb"<path (?![^>]*\bd=)", b'<path d="M0 0" ', without_type)
+    unnamed = re.sub(rb'(<image [^>]*?) id="image[0-9a-f]+"', rb"\1", without_type)
+    return re.sub(rb"<path (?![^>]*\bd=)", b'<path d="M0 0" ', unnamed)
 
 
 class Race(BookDirective):
